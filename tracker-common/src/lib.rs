@@ -1,0 +1,2 @@
+//! The ABI between the kernel side and the user side.
+#![no_std]

@@ -1,0 +1,1 @@
+//! Holding an OCI runtime until the collection knows its container.

@@ -1,0 +1,3 @@
+//! One file per source of facts.
+
+pub mod health;
