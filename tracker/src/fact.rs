@@ -215,8 +215,10 @@ pub enum What {
 pub struct Birth {
     /// The task's process.
     pub task: TaskId,
-    /// Process that forked it, in the host's pid namespace; 0 when unknown.
-    pub parent_pid: u32,
+    /// Its parent process at that moment, as the kernel has it (`real_parent`, not the caller of `clone`: runc's
+    /// helper clones its init with `CLONE_PARENT`), with the parent's own start time. An OCI runtime's container is
+    /// bound to its `create` by this alone, so an unknown parent must be `None` rather than a pid without a start time.
+    pub parent: Option<TaskId>,
     /// Its namespaces.
     pub namespaces: Namespaces,
     /// The mount namespace's never-reused id, where the kernel has one (`mnt_namespace.seq` up to 6.17,
