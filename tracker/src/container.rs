@@ -23,7 +23,7 @@ pub type Labels = Arc<BTreeMap<Str, Str>>;
 ///
 /// Facts of a domain bind only to containers whose init the kernel shows in that domain, and a container's key
 /// contains its domain, so that an id cannot shadow the same id of another domain.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Domain {
     /// Root in the initial user namespace and the host's mount namespace: may speak for everything.
@@ -199,7 +199,7 @@ pub enum Grade {
 }
 
 /// The runtime that manages a container.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Runtime {
     /// `containerd`, `docker`, `podman`, `cri-o`, or the OCI runtime's own name where nothing manages it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -216,7 +216,7 @@ pub struct Runtime {
 }
 
 /// The image that a container was made from.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     /// Its name as the runtime resolved it.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -230,7 +230,7 @@ pub struct Image {
 }
 
 /// The pod that a container belongs to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// Pod name.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -253,7 +253,7 @@ pub struct Pod {
 }
 
 /// The workload that owns a pod.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Owner {
     /// `Deployment`, `DaemonSet`, …
     pub kind: Str,
@@ -262,7 +262,7 @@ pub struct Owner {
 }
 
 /// A container's cgroup.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroup {
     /// Id in the cgroup v2 hierarchy (the inode number of its directory); absent where only v1 is mounted.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -276,7 +276,7 @@ pub struct Cgroup {
 }
 
 /// How a container's init ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exit {
     /// Exit code; 128 + signal when a signal ended it, whatever the source says.
     pub code: u32,

@@ -7,7 +7,7 @@
 
 use std::fmt;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::container::{
     Cgroup, ContainerKey, Exit, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
@@ -15,7 +15,7 @@ use crate::container::{
 use crate::time::BootTime;
 
 /// Who reports facts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 #[repr(u8)]
 pub enum Source {
