@@ -1,1 +1,6 @@
-//! Pure parsers of what enriches a container.
+//! Pure parsers of what enriches a container: bytes in, values out.
+//!
+//! Nothing here opens a file, asks a clock or makes a system call; who reads the bytes, and whether their author may
+//! be believed, is decided by the sources. Every parser takes any bytes without panicking, and bounds what it keeps.
+
+pub mod oci;
