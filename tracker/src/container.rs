@@ -158,6 +158,18 @@ pub enum Kind {
     SandboxedProcess,
 }
 
+impl Kind {
+    /// Its name, as in the glossary and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Kind::Container => "container",
+            Kind::Sandbox => "sandbox",
+            Kind::Unmanaged => "unmanaged",
+            Kind::SandboxedProcess => "sandboxed-process",
+        }
+    }
+}
+
 /// Where in its life a container is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -178,6 +190,18 @@ pub enum State {
 }
 
 impl State {
+    /// Its name, as in the glossary and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            State::Provisional => "provisional",
+            State::Created => "created",
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Exited => "exited",
+            State::Aborted => "aborted",
+        }
+    }
+
     /// Whether the container's life is over.
     pub fn is_over(self) -> bool {
         matches!(self, State::Exited | State::Aborted)
@@ -196,6 +220,18 @@ pub enum Grade {
     FirstExec,
     /// It was there before us, or only seen afterwards.
     Observed,
+}
+
+impl Grade {
+    /// Its name, as in the glossary and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Grade::Held => "held",
+            Grade::LetGo => "let-go",
+            Grade::FirstExec => "first-exec",
+            Grade::Observed => "observed",
+        }
+    }
 }
 
 /// The runtime that manages a container.
