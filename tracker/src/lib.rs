@@ -6,6 +6,7 @@ pub mod collection;
 pub mod container;
 pub mod enrich;
 pub mod fact;
+pub mod selector;
 pub mod server;
 pub mod source;
 pub mod time;
