@@ -1,3 +1,4 @@
 //! One file per source of facts.
 
 pub mod health;
+pub mod task;
