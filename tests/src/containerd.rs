@@ -1,0 +1,247 @@
+//! A real containerd of its own: temporary root, state and socket, and an image made of a static busybox.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use nix::mount::{MntFlags, umount2};
+use nix::sys::signal::{Signal, kill};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::bundle::RootFs;
+use crate::process::{self, Process};
+use crate::runc::{Kind, Runtime};
+use crate::wait::{PATIENCE, within};
+use crate::{kernel, requirement};
+
+/// The image that [`Containerd::import_image`] makes.
+pub const IMAGE: &str = "docker.io/library/busybox:test";
+
+/// A running daemon. All that it started ends with it.
+pub struct Containerd {
+    daemon: Option<Process>,
+    runtime: Runtime,
+    directory: TempDir,
+}
+
+impl Containerd {
+    /// Starts a daemon and waits until it answers.
+    pub fn start() -> Result<Containerd> {
+        // Short: a socket's path has at most 107 bytes.
+        let directory =
+            tempfile::Builder::new().prefix("ctrd-").tempdir().context("create a directory for containerd")?;
+        let runtime = Runtime::copy(Kind::Runc, directory.path())?;
+        let mut containerd = Containerd { daemon: None, runtime, directory };
+        fs::write(containerd.path("config.toml"), containerd.config()).context("write containerd's config")?;
+        containerd.restart()?;
+        Ok(containerd)
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        self.path("sock")
+    }
+
+    /// The private copy of runc that it uses.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// The daemon's process, unless it was [killed](Self::kill).
+    pub fn daemon(&self) -> Option<&Process> {
+        self.daemon.as_ref()
+    }
+
+    /// Kills the daemon; containers and their shims live on.
+    pub fn kill(&mut self) {
+        self.daemon = None;
+    }
+
+    /// Starts the daemon, again if it ran, and waits until it answers.
+    pub fn restart(&mut self) -> Result<()> {
+        self.daemon = None;
+        let program = requirement::program("containerd").map_err(anyhow::Error::msg)?;
+        let log = self.path("log");
+        let mut daemon = Process::start(Command::new(program).arg("--config").arg(self.path("config.toml")), &log)?;
+        let answered = within(PATIENCE, || match daemon.ended() {
+            Ok(None) => self.ctr("default", &["version"]).ok().map(|_| true),
+            _ => Some(false),
+        });
+        if answered != Some(true) {
+            bail!("containerd does not answer: {}", fs::read_to_string(log).unwrap_or_default());
+        }
+        self.daemon = Some(daemon);
+        Ok(())
+    }
+
+    /// Runs `ctr` in a containerd namespace and returns what it printed.
+    pub fn ctr(&self, namespace: &str, arguments: &[&str]) -> Result<String> {
+        let log = self.path("ctr.log");
+        let out = tempfile::NamedTempFile::new().context("create a file for the output of ctr")?;
+        let program = requirement::program("ctr").map_err(anyhow::Error::msg)?;
+        let mut command = Command::new(program);
+        command
+            .arg("--address")
+            .arg(self.socket())
+            .args(["--timeout", "10s", "--namespace", namespace])
+            .args(arguments);
+        // Files, not pipes: the shim that it starts would hold a pipe open.
+        let status =
+            command.stdin(std::process::Stdio::null()).stdout(out.reopen()?).stderr(fs::File::create(&log)?).status();
+        let status = status.with_context(|| format!("start {command:?}"))?;
+        if !status.success() {
+            bail!("{command:?}: {status}: {}", fs::read_to_string(log).unwrap_or_default().trim_end());
+        }
+        fs::read_to_string(out.path()).context("read the output of ctr")
+    }
+
+    /// `ctr run --detach`: a container of [`IMAGE`], which must have been imported into the containerd namespace.
+    pub fn run(&self, namespace: &str, id: &str, options: &[&str], arguments: &[&str]) -> Result<()> {
+        let runc = self.runtime.program().to_string_lossy().into_owned();
+        // Shims keep runc's state in one place per containerd namespace, whatever daemon they belong to: two daemons
+        // could not both have a container of one name. Cgroups likewise.
+        let state = self.runtime.root().to_string_lossy().into_owned();
+        let cgroup = format!("/{}/{namespace}/{id}", self.cgroup());
+        // The native snapshotter copies and needs no overlay, which does not work on every directory.
+        let mut all = vec!["run", "--detach", "--snapshotter", "native", "--runc-binary", &runc];
+        all.extend(["--runc-root", &state, "--cgroup", &cgroup]);
+        all.extend(options);
+        all.extend([IMAGE, id]);
+        all.extend(arguments);
+        self.ctr(namespace, &all).map(drop)
+    }
+
+    /// The pid of a container's init.
+    pub fn pid(&self, namespace: &str, id: &str) -> Result<u32> {
+        let tasks = self.ctr(namespace, &["tasks", "list"])?;
+        let mut words = tasks.lines().map(|line| line.split_whitespace());
+        let pid = words.find_map(|mut words| if words.next() == Some(id) { words.next()?.parse().ok() } else { None });
+        pid.with_context(|| format!("find the task `{id}` in: {tasks}"))
+    }
+
+    /// Imports [`IMAGE`] into a containerd namespace and unpacks it. Returns its manifest's digest.
+    pub fn import_image(&self, namespace: &str) -> Result<String> {
+        let layout = self.path("image");
+        if !layout.exists() {
+            write_layout(&layout)?;
+        }
+        let archive = self.path("image.tar");
+        process::run(Command::new("tar").arg("-C").arg(&layout).arg("-cf").arg(&archive).arg("."))?;
+        self.ctr(namespace, &["images", "import", "--snapshotter", "native", &archive.to_string_lossy()])?;
+        fs::read_to_string(layout.join("digest")).context("read the digest of the image")
+    }
+
+    /// The first component of all its containers' cgroup paths: the name of its directory, which is unique.
+    pub fn cgroup(&self) -> String {
+        self.directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn config(&self) -> String {
+        // What is disabled needs the network, other file systems, or minutes.
+        format!(
+            "version = 2\nroot = {root:?}\nstate = {state:?}\n\
+             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.snapshotter.v1.btrfs\", \
+             \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.zfs\", \
+             \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.internal.v1.opt\", \
+             \"io.containerd.tracing.processor.v1.otlp\"]\n[grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {ttrpc:?}\n",
+            root = self.path("root"),
+            state = self.path("state"),
+            socket = self.socket(),
+            ttrpc = self.path("ttrpc"),
+        )
+    }
+}
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        self.daemon = None;
+        // Shims outlive the daemon by design. Ours name our socket; their children are our containers.
+        let socket = self.socket();
+        for shim in processes(|pid| names(pid, &socket)) {
+            for child in processes(|pid| parent(pid) == Some(shim)) {
+                let _ = kill(process::pid(child), Signal::SIGKILL);
+            }
+            let _ = kill(process::pid(shim), Signal::SIGKILL);
+        }
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
+        for point in points.filter(|point| point.starts_with(self.directory.path())) {
+            let _ = umount2(point, MntFlags::MNT_DETACH);
+        }
+        kernel::remove_cgroup(&self.cgroup());
+    }
+}
+
+/// The pids that `wanted` picks.
+fn processes(wanted: impl Fn(u32) -> bool) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|pid| wanted(*pid)).collect()
+}
+
+/// Whether a word of a process's command line is this path.
+fn names(pid: u32, path: &Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    words.split(|byte| *byte == 0).any(|word| word == path.as_os_str().as_bytes())
+}
+
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
+}
+
+/// Writes an OCI image layout, and the manifest's digest beside it in `digest`.
+fn write_layout(layout: &Path) -> Result<()> {
+    let blobs = layout.join("blobs/sha256");
+    fs::create_dir_all(&blobs).context("create an image's directory")?;
+    let files = tempfile::tempdir().context("create a directory for an image's files")?;
+    let root = RootFs::create(files.path())?;
+    let layer = files.path().join("layer.tar");
+    process::run(Command::new("tar").arg("-C").arg(root.path()).arg("-cf").arg(&layer).arg("."))?;
+
+    let layer = blob(&blobs, &fs::read(&layer).context("read a layer")?)?;
+    let config = json!({
+        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
+        "os": "linux",
+        "config": { "Cmd": ["/bin/sh"], "Env": ["PATH=/bin"] },
+        "rootfs": { "type": "layers", "diff_ids": [layer.0] },
+    });
+    let config = blob(&blobs, config.to_string().as_bytes())?;
+    let manifest = json!({
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.0, "size": config.1 },
+        "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer.0, "size": layer.1 }],
+    });
+    let manifest = blob(&blobs, manifest.to_string().as_bytes())?;
+    let index = json!({
+        "schemaVersion": 2,
+        "manifests": [{
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "digest": manifest.0,
+            "size": manifest.1,
+            "annotations": { "io.containerd.image.name": IMAGE },
+        }],
+    });
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).context("write an image's layout")?;
+    fs::write(layout.join("index.json"), index.to_string()).context("write an image's index")?;
+    fs::write(layout.join("digest"), &manifest.0).context("write an image's digest")
+}
+
+/// Stores bytes under their digest; returns it with their length.
+fn blob(blobs: &Path, bytes: &[u8]) -> Result<(String, usize)> {
+    let file = blobs.join("new");
+    fs::write(&file, bytes).context("write a blob")?;
+    let printed = Command::new("sha256sum").arg(&file).output().context("run sha256sum")?;
+    let printed = String::from_utf8_lossy(&printed.stdout);
+    let digest = printed.split(' ').next().filter(|digest| digest.len() == 64).context("a digest from sha256sum")?;
+    fs::rename(&file, blobs.join(digest)).context("name a blob")?;
+    Ok((format!("sha256:{digest}"), bytes.len()))
+}

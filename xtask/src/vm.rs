@@ -1,0 +1,156 @@
+//! Tests on other kernels: Debian's 6.1 and 6.12, booted by QEMU without any help of the machine's processor, with
+//! cgroup v2 and nothing else.
+//!
+//! A machine is a kernel and one initramfs: a static busybox, the tests linked statically, the tracker, runc and crun
+//! with their libraries. There is no disk and no network. Standard output of the tests is the second serial port; the
+//! first one is the kernel's, kept in a file. A machine that ends without saying `END rc=0` has failed, whatever it
+//! printed before.
+//!
+//! Emulation is 15 to 20 times slower than the machine: what passes here is right, how fast it was means nothing.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::layers::{self, Tally};
+use crate::test::{self, Program};
+use crate::workspace::{find_program, output_of, succeed, target};
+
+mod kernels;
+
+const TARGET: &str = "x86_64-unknown-linux-gnu";
+const MACHINE_SECONDS: u32 = 600;
+
+/// Test programs with these first words in their names run in the machines, too.
+const PREFIXES: &[&str] = &["kernel", "keeper"];
+
+/// Makes a cargo command for [`TARGET`] produce programs that need nothing but a kernel.
+pub(crate) fn link_statically(cargo: &mut Command) {
+    cargo.env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUSTFLAGS", "-Ctarget-feature=+crt-static -Cstrip=debuginfo");
+}
+
+/// Runs the tests on each kernel.
+pub(crate) fn test(filter: Option<&str>) -> Result<Tally> {
+    ensure!(cfg!(target_arch = "x86_64"), "the virtual machines are made of x86-64 programs, this is another machine");
+    let directory = target().join("vm");
+    fs::create_dir_all(&directory).with_context(|| format!("create `{}`", directory.display()))?;
+
+    let programs = programs()?;
+    if programs.is_empty() {
+        bail!("there is no test program whose name starts with one of {PREFIXES:?}");
+    }
+    let tracker = test::build_tracker(Some(TARGET))?;
+    let initramfs = initramfs(&directory, &programs, &tracker)?;
+
+    let mut tally = Tally::default();
+    for kernel in kernels::obtain(&directory)? {
+        println!("\nLinux {}:", kernel.release);
+        tally += boot(&directory, &kernel, &initramfs, filter)?;
+    }
+    Ok(tally)
+}
+
+fn programs() -> Result<Vec<Program>> {
+    let mut programs = test::test_programs(Some(TARGET))?;
+    programs.retain(|program| PREFIXES.iter().any(|prefix| program.name.split('_').next() == Some(prefix)));
+    Ok(programs)
+}
+
+/// Packs everything that a machine has.
+fn initramfs(directory: &Path, programs: &[Program], tracker: &Path) -> Result<PathBuf> {
+    let root = directory.join("root");
+    if root.exists() {
+        fs::remove_dir_all(&root).with_context(|| format!("remove `{}`", root.display()))?;
+    }
+    for name in ["bin", "sbin", "etc", "proc", "sys", "dev", "tmp", "run", "root", "new", "tests", "usr", "var"] {
+        fs::create_dir_all(root.join(name)).with_context(|| format!("create `{name}` in `{}`", root.display()))?;
+    }
+    let busybox = find_program("busybox").context("find busybox")?;
+    install(&busybox, &root.join("bin/busybox"))?;
+    for applet in output_of(Command::new(&busybox).arg("--list"))?.lines() {
+        let link = root.join("bin").join(applet);
+        if !link.exists() {
+            std::os::unix::fs::symlink("busybox", &link).with_context(|| format!("link `{}`", link.display()))?;
+        }
+    }
+    for (name, text) in [("init", include_str!("vm/init")), ("init2", include_str!("vm/init2"))] {
+        let path = root.join(name);
+        fs::write(&path, text).with_context(|| format!("write `{}`", path.display()))?;
+        executable(&path)?;
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534::/:/bin/false\n")
+        .context("write `etc/passwd`")?;
+    fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n").context("write `etc/group`")?;
+
+    for program in programs {
+        install(&program.path, &root.join("tests").join(&program.name))?;
+    }
+    install(tracker, &root.join("bin/tracker"))?;
+    for runtime in ["runc", "crun"] {
+        let program = find_program(runtime).with_context(|| format!("find {runtime}"))?;
+        install(&program, &root.join("bin").join(runtime))?;
+        for library in libraries(&program)? {
+            let inside = root.join(library.strip_prefix("/").unwrap_or(&library));
+            install(&library, &inside)?;
+        }
+    }
+
+    // Uncompressed: the kernel would spend longer unpacking than the emulator spends reading.
+    let archive = directory.join("initramfs.cpio");
+    let mut pack = Command::new("sh");
+    pack.current_dir(&root).args(["-c", "find . | cpio --quiet -o -H newc > \"$0\""]).arg(&archive);
+    succeed(&mut pack)?;
+    Ok(archive)
+}
+
+/// The shared libraries of a program and its loader, at the paths where they are looked for.
+fn libraries(program: &Path) -> Result<Vec<PathBuf>> {
+    let listed = output_of(Command::new("ldd").arg(program))?;
+    Ok(listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect())
+}
+
+fn install(from: &Path, to: &Path) -> Result<()> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent).with_context(|| format!("create `{}`", parent.display()))?;
+    }
+    fs::copy(from, to).with_context(|| format!("copy `{}` to `{}`", from.display(), to.display()))?;
+    executable(to)
+}
+
+fn executable(path: &Path) -> Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755))
+        .with_context(|| format!("make `{}` executable", path.display()))
+}
+
+fn boot(directory: &Path, kernel: &kernels::Kernel, initramfs: &Path, filter: Option<&str>) -> Result<Tally> {
+    let console = directory.join(format!("console-{}", kernel.release));
+    let mut machine = Command::new("qemu-system-x86_64");
+    machine.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]);
+    machine.args(["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot"]);
+    machine.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
+    // A panic reboots at once, and a reboot is the end of the machine.
+    let filter = filter.map(|filter| format!(" tests.filter={filter}")).unwrap_or_default();
+    let expected = format!(" tests.kernel={}", kernel.line);
+    machine.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 tsc=reliable{expected}{filter}"));
+    machine.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
+
+    let mut tally = Tally::default();
+    let mut ended_well = false;
+    layers::stream(&machine, MACHINE_SECONDS, |line| {
+        tally.read_line(line);
+        ended_well |= line.trim_end() == "END rc=0";
+    })?;
+    if !ended_well && tally.failed == 0 {
+        println!("xtask: the machine did not get to its end; its last words are in `{}`:", console.display());
+        let words = fs::read(&console).unwrap_or_default();
+        let words = String::from_utf8_lossy(&words);
+        for line in words.lines().rev().take(20).collect::<Vec<_>>().into_iter().rev() {
+            println!("  {line}");
+        }
+        tally += Tally::FAILURE;
+    }
+    Ok(tally)
+}
