@@ -206,7 +206,7 @@ pub(crate) fn test_programs(for_target: Option<&str>) -> Result<Vec<Program>> {
 /// The test program that a line of cargo's messages announces.
 fn test_program(message: &str) -> Option<Program> {
     let message: serde_json::Value = serde_json::from_str(message).ok()?;
-    if message["reason"] != "compiler-artifact" || message["target"]["kind"][0] != "test" {
+    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
         return None;
     }
     let name = message["target"]["name"].as_str()?.to_owned();
