@@ -1,1 +1,3 @@
-//! Holding an OCI runtime until the collection knows its container.
+//! Holding an OCI runtime's own `create` and `start` until the collection knows the container.
+
+pub mod argv;
