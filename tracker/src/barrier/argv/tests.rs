@@ -80,7 +80,7 @@ fn crun_command_lines_mean_what_crun_makes_of_them() {
     check("crun create --no-piv c1", "create c1 - - -");
     check("crun create --no-pivot=1 c1", "usage");
     check("crun run -db /b c1", "run c1 - /b -");
-    check("crun run -bd /b", "usage");
+    check("crun run -bd /b", "id");
     check("crun create -b /a -b /b c1", "create c1 - /b -");
     check("crun -- create -b /b -- c1", "create c1 - /b -");
     check("crun -root /r create c1", "usage");
