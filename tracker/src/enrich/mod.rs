@@ -5,4 +5,5 @@
 
 pub mod cgroup;
 pub mod oci;
+pub mod scope;
 pub mod task;
