@@ -1,0 +1,199 @@
+//! Query strings of requests: outside bytes, turned into what is asked for.
+//!
+//! Unknown and repeated parameters are refused, so that a misspelt one does not silently mean "everything".
+
+use std::borrow::Cow;
+
+use super::answer::Refused;
+use super::clock::Wall;
+use crate::time::BootTime;
+
+/// One number and what kind it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Number {
+    /// Inode number of a mount namespace.
+    MountNs(u32),
+    /// Inode number of a net namespace.
+    NetNs(u32),
+    /// Id of a cgroup in the v2 hierarchy.
+    Cgroup(u64),
+    /// Pid in the host's pid namespace.
+    Pid(u32),
+}
+
+/// The moment of a question.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// Nanoseconds since boot.
+    Boot(BootTime),
+    /// Wall-clock time.
+    Wall(Wall),
+}
+
+/// `GET /v1/lookup`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LookupQuery {
+    pub(super) number: Number,
+    /// Absent means now.
+    pub(super) at: Option<Moment>,
+}
+
+/// `GET /v1/containers` and `/v1/watch`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct ListQuery {
+    /// Also what is over, and every kind.
+    pub(super) all: bool,
+    /// Only this kind.
+    pub(super) kind: Option<crate::container::Kind>,
+    /// Only what this selector picks.
+    pub(super) selector: Option<String>,
+}
+
+pub(super) fn lookup(query: &str) -> Result<LookupQuery, Refused> {
+    let [mntns, netns, cgroup, pid, at] = parameters(query, ["mntns", "netns", "cgroup", "pid", "at"])?;
+    Ok(LookupQuery { number: one_number(mntns, netns, cgroup, pid)?, at: at.map(|at| moment(&at)).transpose()? })
+}
+
+/// `GET /v1/explain?pid=|mntns=`.
+pub(super) fn explain(query: &str) -> Result<Number, Refused> {
+    let [mntns, pid] = parameters(query, ["mntns", "pid"])?;
+    one_number(mntns, None, None, pid)
+}
+
+pub(super) fn list(query: &str) -> Result<ListQuery, Refused> {
+    let [all, kind, selector] = parameters(query, ["all", "kind", "selector"])?;
+    let all = match all.as_deref() {
+        None | Some("0" | "false") => false,
+        // `?all` and `?all=` read like yes.
+        Some("" | "1" | "true") => true,
+        Some(other) => return Err(Refused::bad(format!("all={} is neither true nor false", other.escape_debug()))),
+    };
+    let kind = kind.map(|kind| parse_kind(&kind)).transpose()?;
+    Ok(ListQuery { all, kind, selector: selector.filter(|text| !text.trim().is_empty()).map(Cow::into_owned) })
+}
+
+pub(super) fn none(query: &str) -> Result<(), Refused> {
+    parameters(query, []).map(|[]| ())
+}
+
+/// The values of the parameters `names`, in their order.
+fn parameters<'q, const N: usize>(query: &'q str, names: [&str; N]) -> Result<[Option<Cow<'q, str>>; N], Refused> {
+    let mut values = [const { None }; N];
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let Some(index) = names.iter().position(|known| *known == name) else {
+            let error = format!("there is no parameter `{}` here", name.escape_debug());
+            let known = if N == 0 { "it takes none".to_owned() } else { format!("it takes {}", names.join(", ")) };
+            return Err(Refused::bad(error).remedy(known));
+        };
+        if values[index].replace(value).is_some() {
+            return Err(Refused::bad(format!("the parameter `{}` is given twice", names[index])));
+        }
+    }
+    Ok(values)
+}
+
+type Text<'q> = Option<Cow<'q, str>>;
+
+fn one_number(mntns: Text<'_>, netns: Text<'_>, cgroup: Text<'_>, pid: Text<'_>) -> Result<Number, Refused> {
+    match (mntns, netns, cgroup, pid) {
+        (Some(text), None, None, None) => number("mntns", &text).map(Number::MountNs),
+        (None, Some(text), None, None) => number("netns", &text).map(Number::NetNs),
+        (None, None, Some(text), None) => number("cgroup", &text).map(Number::Cgroup),
+        (None, None, None, Some(text)) => number("pid", &text).map(Number::Pid),
+        _ => Err(Refused::bad("ask about exactly one number").remedy("for example ?mntns=4026532253")),
+    }
+}
+
+fn number<T: std::str::FromStr>(name: &str, text: &str) -> Result<T, Refused> {
+    let refused = || Refused::bad(format!("{name}={} is not a number in range", text.escape_debug()));
+    text.parse().map_err(|_| refused())
+}
+
+/// Digits are nanoseconds since boot, all else is RFC 3339.
+fn moment(text: &str) -> Result<Moment, Refused> {
+    if let Ok(nanoseconds) = text.parse() {
+        return Ok(Moment::Boot(BootTime(nanoseconds)));
+    }
+    // A `+` that the client did not encode arrives as a blank; RFC 3339 has a blank nowhere else.
+    let text = text.replace(' ', "+");
+    text.parse().map(Moment::Wall).map_err(|error| {
+        Refused::bad(format!("at={} is no moment: {error}", text.escape_debug()))
+            .remedy("give RFC 3339 such as 2026-01-31T12:00:00Z, or nanoseconds since boot")
+    })
+}
+
+fn parse_kind(text: &str) -> Result<crate::container::Kind, Refused> {
+    let known = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
+    serde::Deserialize::deserialize(known).map_err(|_| {
+        Refused::bad(format!("there is no kind `{}`", text.escape_debug()))
+            .remedy("the kinds are container, sandbox, unmanaged and sandboxed-process")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::container::Kind;
+
+    #[test]
+    fn a_lookup_names_one_number_and_perhaps_a_moment() {
+        let ask = |query: &str| lookup(query).unwrap();
+        assert_eq!(ask("mntns=4026532253"), LookupQuery { number: Number::MountNs(4026532253), at: None });
+        let then = ask("pid=7&at=123").at;
+        assert_eq!(then, Some(Moment::Boot(BootTime(123))));
+        for (spelling, moment) in [
+            ("2026-01-31T12:00:00.000000001Z", "2026-01-31T12:00:00.000000001Z"),
+            ("2026-01-31T14:00:00%2B02:00", "2026-01-31T12:00:00Z"),
+            ("2026-01-31T14:00:00+02:00", "2026-01-31T12:00:00Z"),
+        ] {
+            let expected = Some(Moment::Wall(moment.parse().unwrap()));
+            assert_eq!(ask(&format!("cgroup=1&at={spelling}")).at, expected, "{spelling}");
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused_with_its_name() {
+        for (query, expected) in [
+            ("", "exactly one"),
+            ("mntns=1&pid=2", "exactly one"),
+            ("mntns=-1", "mntns=-1"),
+            ("mntns=4294967296", "in range"),
+            ("pid=1&pid=2", "twice"),
+            ("pid=1&att=3", "`att`"),
+            ("pid=1&at=yesterday", "at=yesterday"),
+        ] {
+            let error = lookup(query).unwrap_err().refusal.error;
+            assert!(error.contains(expected), "{query}: {error}");
+        }
+    }
+
+    #[test]
+    fn lists_take_flags_kinds_and_selectors() {
+        let query = list("all=&kind=sandboxed-process&selector=app%3Dweb%2Cpod%20in%20(a)").unwrap();
+        assert!(query.all);
+        assert_eq!(query.kind, Some(Kind::SandboxedProcess));
+        assert_eq!(query.selector.as_deref(), Some("app=web,pod in (a)"));
+        assert_eq!(list("all=false&selector=").unwrap(), ListQuery::default());
+        assert!(list("kind=pod").unwrap_err().refusal.remedy.unwrap().contains("sandbox"));
+        assert!(list("all=maybe").is_err());
+        assert!(none("x=1").is_err() && none("").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_string_panics(query in "\\PC*") {
+            let _ = (lookup(&query), explain(&query), list(&query), none(&query));
+        }
+
+        #[test]
+        fn no_almost_right_query_panics(
+            name in "mntns|netns|cgroup|pid|at|all|kind|selector",
+            value in "[-+0-9TZ:.%a-z ]{0,40}",
+        ) {
+            let query = format!("{name}={value}&at={value}");
+            let _ = (lookup(&query), explain(&query), list(&query));
+        }
+    }
+}
