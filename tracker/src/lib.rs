@@ -4,6 +4,7 @@
 pub mod barrier;
 pub mod collection;
 pub mod container;
+pub mod doctor;
 pub mod enrich;
 pub mod fact;
 pub mod selector;
