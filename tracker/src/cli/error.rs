@@ -1,0 +1,102 @@
+//! Why a command ended without doing what it was asked for, and with which exit code.
+
+use std::io;
+use std::process::ExitCode;
+
+use tracker::server::client::{ClientError, is_not_found};
+
+/// A command's end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Failure {
+    /// The tracker was asked and did not do it.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// Standard output was closed or is full.
+    #[error("write the output: {0}")]
+    Output(#[from] io::Error),
+    /// The command line asks for what does not exist.
+    #[error("{error}")]
+    Usage {
+        /// What.
+        error: String,
+        /// What exists.
+        remedy: String,
+    },
+    /// It was asked for one thing, and there is none.
+    #[error("{0}")]
+    NotFound(String),
+    /// All else.
+    #[error("{error}")]
+    Other {
+        /// What was tried and what came back.
+        error: String,
+        /// What to do about it.
+        remedy: Option<String>,
+    },
+    /// Everything that there is to say has been printed.
+    #[error("")]
+    Said,
+}
+
+impl Failure {
+    /// An error without a remedy.
+    pub(crate) fn other(error: impl std::fmt::Display) -> Self {
+        Failure::Other { error: error.to_string(), remedy: None }
+    }
+
+    /// What to do about it.
+    fn remedy(&self) -> Option<String> {
+        match self {
+            Failure::Client(error) => error.remedy(),
+            Failure::Usage { remedy, .. } => Some(remedy.clone()),
+            Failure::Other { remedy, .. } => remedy.clone(),
+            Failure::Output(_) | Failure::NotFound(_) | Failure::Said => None,
+        }
+    }
+
+    /// Says it on standard error and tells the exit code: 1 an error, 2 a wrong command line, 3 asked for one thing and
+    /// there is none.
+    pub(crate) fn report(&self, to: &mut impl io::Write) -> ExitCode {
+        // Whoever closed our output has read enough (`tracker ps | head -1`): there is nobody to complain to.
+        if matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+            return ExitCode::SUCCESS;
+        }
+        if !matches!(self, Failure::Said) {
+            let _ = writeln!(to, "error: {self}");
+        }
+        if let Failure::Client(ClientError::Refused { refusal, .. }) = self {
+            for candidate in &refusal.candidates {
+                let _ = writeln!(to, "  {candidate}");
+            }
+        }
+        if let Some(remedy) = self.remedy() {
+            let _ = writeln!(to, "remedy: {remedy}");
+        }
+        match self {
+            Failure::Usage { .. } => ExitCode::from(2),
+            Failure::NotFound(_) => ExitCode::from(3),
+            Failure::Client(error) if is_not_found(error) => ExitCode::from(3),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_kind_of_failure_has_its_exit_code() {
+        let closed = Failure::Output(io::ErrorKind::BrokenPipe.into());
+        let mut said = Vec::new();
+        assert_eq!(closed.report(&mut said), ExitCode::SUCCESS);
+        assert!(said.is_empty());
+
+        let usage = Failure::Usage { error: "no such column".into(), remedy: "choose another".into() };
+        assert_eq!(usage.report(&mut said), ExitCode::from(2));
+        assert_eq!(said, b"error: no such column\nremedy: choose another\n");
+
+        assert_eq!(Failure::NotFound("none".into()).report(&mut said), ExitCode::from(3));
+        assert_eq!(Failure::other("broken").report(&mut said), ExitCode::FAILURE);
+    }
+}

@@ -1,0 +1,117 @@
+//! The command line: one file per command. Each asks the running tracker through its debug socket and prints; `run`,
+//! `doctor` and `completions` need none.
+
+mod columns;
+mod completions;
+mod doctor;
+mod dump;
+mod error;
+mod inspect;
+mod lookup;
+mod output;
+mod ps;
+mod sources;
+mod watch;
+
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracker::server::client::{Client, DEFAULT_SOCKET};
+
+use self::error::Failure;
+
+/// Names the containers behind mount namespaces, net namespaces, cgroups and pids, before their first instruction.
+///
+/// Exit codes: 0 done, 1 error, 2 wrong command line, 3 asked for one thing and there is none.
+#[derive(Debug, Parser)]
+#[command(name = "tracker", version, arg_required_else_help = true, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// The tracker's debug socket.
+    #[arg(long, global = true, env = "TRACKER_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Ps(ps::Ps),
+    Inspect(inspect::Inspect),
+    Lookup(lookup::Ask),
+    Watch(watch::Watch),
+    Sources(sources::Sources),
+    Dump(dump::Dump),
+    Doctor(doctor::Doctor),
+    Completions(completions::Completions),
+}
+
+/// Does what the command line says.
+pub(crate) fn run(arguments: Arguments) -> ExitCode {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let done = dispatch(arguments, &mut out).and_then(|()| Ok(out.flush()?));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // What was printed before it went wrong is part of the answer.
+            let _ = out.flush();
+            failure.report(&mut io::stderr().lock())
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Failure> {
+    let Arguments { socket, command } = arguments;
+    match command {
+        Command::Doctor(doctor) => doctor::run(&doctor, &socket, out),
+        Command::Completions(completions) => completions::run(&completions, out),
+        command => {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(ask(command, &Client::new(socket), out))
+        }
+    }
+}
+
+async fn ask(command: Command, client: &Client, out: &mut impl Write) -> Result<(), Failure> {
+    match command {
+        Command::Ps(ps) => ps::run(ps, client, out).await,
+        Command::Inspect(inspect) => inspect::run(inspect, client, out).await,
+        Command::Lookup(lookup) => lookup::run(lookup, client, out).await,
+        Command::Watch(watch) => watch::run(watch, client, out).await,
+        Command::Sources(sources) => sources::run(sources, client, out).await,
+        Command::Dump(dump) => dump::run(dump, client, out).await,
+        Command::Doctor(_) | Command::Completions(_) => unreachable!("these need no tracker and are done before"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn the_socket_can_be_named_before_and_after_the_command() {
+        for line in [["tracker", "--socket", "/s", "ps"], ["tracker", "ps", "--socket", "/s"]] {
+            assert_eq!(Arguments::try_parse_from(line).unwrap().socket, PathBuf::from("/s"));
+        }
+    }
+
+    #[test]
+    fn a_lookup_names_exactly_one_number() {
+        for (line, accepted) in [
+            (&["tracker", "lookup", "--mntns", "1"][..], true),
+            (&["tracker", "lookup", "--pid", "1", "--at", "5"], true),
+            (&["tracker", "lookup"], false),
+            (&["tracker", "lookup", "--pid", "1", "--mntns", "2"], false),
+        ] {
+            assert_eq!(Arguments::try_parse_from(line).is_ok(), accepted, "{line:?}");
+        }
+    }
+}
