@@ -168,6 +168,11 @@ impl Kind {
             Kind::SandboxedProcess => "sandboxed-process",
         }
     }
+
+    /// Whether a runtime, or a person, says what it is.
+    pub fn is_vouched_for(self) -> bool {
+        matches!(self, Kind::Container | Kind::Sandbox)
+    }
 }
 
 /// Where in its life a container is.
@@ -380,6 +385,12 @@ pub struct Container {
 }
 
 impl Container {
+    /// Whether two values differ in nothing but the sequence number.
+    pub(crate) fn eq_but_sequence(&self, other: &Container) -> bool {
+        let differ = |container: &Container| Container { sequence: 0, ..container.clone() };
+        differ(self) == differ(other)
+    }
+
     /// Init pid in the host's pid namespace; stays after the exit.
     pub fn pid(&self) -> Option<u32> {
         self.task.map(|task| task.pid)

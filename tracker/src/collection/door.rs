@@ -4,11 +4,17 @@
 //! event stream, then fills and counts its loss): facts are never dropped here. A held start overtakes nothing: facts
 //! queued before it are applied before it is answered.
 
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
+use super::feed::{Feed, FeedOptions};
+use super::hook::Hook;
+use super::story::{Story, Who};
+use super::writer::Figures;
 use crate::container::ContainerKey;
 use crate::fact::Fact;
 
@@ -33,9 +39,28 @@ pub(crate) enum Delivery {
     Facts(Vec<Fact>),
     /// Statements about a container whose OCI runtime is being held until they are published.
     Hold(Hold),
+    /// Anything that is not a fact.
+    Ask(Ask),
 }
 
-/// A held `create` or `start`: apply, publish, let the synchronous subscribers run, then [`Latch::release`].
+/// What else the writer is asked, after the facts that were queued before are published.
+#[derive(Debug)]
+pub(crate) enum Ask {
+    /// A new feed.
+    Subscribe(FeedOptions, oneshot::Sender<Feed>),
+    /// A feed that lagged has been drained and wants a new bundle.
+    Resync(u64),
+    /// A new synchronous subscriber.
+    Hook(Hook),
+    /// A container's story.
+    Explain(Who, oneshot::Sender<Option<Story>>),
+    /// The writer's own figures.
+    Figures(oneshot::Sender<Figures>),
+    /// Publish what there is, and end.
+    End,
+}
+
+/// A held `create` or `start`: apply, publish, give the synchronous subscribers their turns, then [`Latch::published`].
 #[derive(Debug)]
 pub(crate) struct Hold {
     /// What is known about the container.
@@ -46,7 +71,7 @@ pub(crate) struct Hold {
     pub step: HeldStep,
     /// When the caller stops waiting; synchronous subscribers' budgets are clipped to it.
     pub deadline: Instant,
-    /// Released when all is done.
+    /// What the caller waits on.
     pub latch: Arc<Latch>,
 }
 
@@ -68,45 +93,108 @@ pub enum HeldOutcome {
     Late,
 }
 
-/// Counts down to zero once; one thread waits for that with a deadline.
-///
-/// The count is the writer's publication plus one for each synchronous subscriber that has the container.
+/// Holds one thread until the writer has published and every subscriber that has the container is done or late.
 #[derive(Debug)]
 pub(crate) struct Latch {
-    open: Mutex<usize>,
+    // Protects who is still waited for; held for the time of a look.
+    waiting: Mutex<Waiting>,
     changed: Condvar,
 }
 
+#[derive(Debug)]
+struct Waiting {
+    published: bool,
+    turns: Vec<Arc<TurnState>>,
+}
+
+struct TurnState {
+    deadline: Instant,
+    over: AtomicBool,
+    on_late: Box<dyn Fn() + Send + Sync>,
+}
+
+impl fmt::Debug for TurnState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TurnState").field("deadline", &self.deadline).field("over", &self.over).finish()
+    }
+}
+
+/// One subscriber's part of a hold: over when it is dropped, or when its deadline passed.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    state: Arc<TurnState>,
+    latch: Arc<Latch>,
+}
+
+impl Turn {
+    /// Whether nobody waits for it any more.
+    pub(crate) fn is_over(&self) -> bool {
+        self.state.over.load(Ordering::Acquire)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.state.over.swap(true, Ordering::AcqRel) {
+            self.latch.changed();
+        }
+    }
+}
+
 impl Latch {
-    /// A latch that waits for `count` releases.
-    pub(crate) fn new(count: usize) -> Arc<Self> {
-        Arc::new(Self { open: Mutex::new(count), changed: Condvar::new() })
+    /// Waits for the writer's [`Latch::published`] and for every [`Latch::turn`] handed out before it.
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { waiting: Mutex::new(Waiting { published: false, turns: Vec::new() }), changed: Condvar::new() })
     }
 
-    /// One more release to wait for. Must be called before the last [`Latch::release`].
-    pub(crate) fn add(&self) {
-        *self.open.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+    /// One more to wait for, until `deadline` at the latest; `on_late` is called once if that passes first.
+    pub(crate) fn turn(self: &Arc<Self>, deadline: Instant, on_late: impl Fn() + Send + Sync + 'static) -> Turn {
+        let state = Arc::new(TurnState { deadline, over: AtomicBool::new(false), on_late: Box::new(on_late) });
+        self.lock().turns.push(Arc::clone(&state));
+        Turn { state, latch: Arc::clone(self) }
     }
 
-    /// One done.
-    pub(crate) fn release(&self) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        *open = open.saturating_sub(1);
-        if *open == 0 {
-            self.changed.notify_all();
-        }
+    /// The facts are published, and every subscriber has its turn.
+    pub(crate) fn published(&self) {
+        self.lock().published = true;
+        self.changed.notify_all();
     }
 
-    /// Waits until all is released or `deadline` has passed.
+    /// Waits until it is published and all turns are over, or until `deadline`.
+    ///
+    /// [`HeldOutcome::Done`] when it was published and every subscriber had its budget; a subscriber that was late is
+    /// not waited for and does not make the hold late.
     pub(crate) fn wait(&self, deadline: Instant) -> HeldOutcome {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        while *open > 0 {
-            let Some(left) = deadline.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) else {
+        let mut waiting = self.lock();
+        loop {
+            let now = Instant::now();
+            waiting.turns.retain(|turn| {
+                let late = turn.deadline <= now && !turn.over.swap(true, Ordering::AcqRel);
+                if late {
+                    (turn.on_late)();
+                }
+                !late && !turn.over.load(Ordering::Acquire)
+            });
+            if waiting.published && waiting.turns.is_empty() {
+                return HeldOutcome::Done;
+            }
+            if now >= deadline {
                 return HeldOutcome::Late;
-            };
-            open = self.changed.wait_timeout(open, left).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            let next = waiting.turns.iter().map(|turn| turn.deadline).chain([deadline]).min().unwrap_or(deadline);
+            let left = next.saturating_duration_since(now);
+            waiting = self.changed.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
         }
-        HeldOutcome::Done
+    }
+
+    fn changed(&self) {
+        // Taking the lock orders the notification after the waiter's last look.
+        drop(self.lock());
+        self.changed.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -117,6 +205,11 @@ pub(crate) struct Deliveries {
 }
 
 impl Facts {
+    /// The writer's queue itself, for what is not a fact.
+    pub(crate) fn sender(&self) -> &mpsc::Sender<Delivery> {
+        &self.queue
+    }
+
     /// A queue: the sources' end and the writer's end.
     pub(crate) fn queue() -> (Facts, Deliveries) {
         let (sender, receiver) = mpsc::channel(QUEUE_LEN);
@@ -138,7 +231,7 @@ impl Facts {
     /// States facts about a container whose OCI runtime is being held, and waits until they are published and the
     /// synchronous subscribers have run, or until `deadline`. To be called from a thread that may be lost.
     pub fn hold(&self, facts: Vec<Fact>, key: ContainerKey, step: HeldStep, deadline: Instant) -> HeldOutcome {
-        let latch = Latch::new(1);
+        let latch = Latch::new();
         let hold = Hold { facts, key, step, deadline, latch: Arc::clone(&latch) };
         match self.queue.blocking_send(Delivery::Hold(hold)) {
             Ok(()) => latch.wait(deadline),
@@ -148,14 +241,19 @@ impl Facts {
 }
 
 impl Deliveries {
-    /// The next delivery; `None` when every sender is gone. For the writer's thread.
-    pub(crate) fn next(&mut self) -> Option<Delivery> {
-        self.queue.blocking_recv()
+    /// The next delivery; `None` when every sender is gone.
+    pub(crate) async fn next(&mut self) -> Option<Delivery> {
+        self.queue.recv().await
     }
 
     /// A delivery that is already there.
     pub(crate) fn next_if_ready(&mut self) -> Option<Delivery> {
         self.queue.try_recv().ok()
+    }
+
+    /// How many wait.
+    pub(crate) fn backlog(&self) -> usize {
+        self.queue.len()
     }
 }
 
@@ -165,13 +263,28 @@ mod tests {
 
     use super::*;
 
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
     #[test]
-    fn a_latch_opens_with_its_last_release() {
-        let latch = Latch::new(1);
-        latch.add();
-        latch.release();
+    fn a_latch_opens_when_it_is_published_and_every_turn_is_over() {
+        let latch = Latch::new();
+        let turn = latch.turn(soon(), || panic!("it was on time"));
+        latch.published();
         assert_eq!(latch.wait(Instant::now()), HeldOutcome::Late);
-        latch.release();
-        assert_eq!(latch.wait(Instant::now() + Duration::from_secs(5)), HeldOutcome::Done);
+        drop(turn);
+        assert_eq!(latch.wait(soon()), HeldOutcome::Done);
+    }
+
+    #[test]
+    fn who_is_late_is_told_once_and_holds_nobody() {
+        let latch = Latch::new();
+        let late = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&late);
+        let turn = latch.turn(Instant::now(), move || assert!(!told.swap(true, Ordering::AcqRel)));
+        latch.published();
+        assert_eq!(latch.wait(soon()), HeldOutcome::Done);
+        assert!(late.load(Ordering::Acquire) && turn.is_over());
     }
 }

@@ -1,0 +1,29 @@
+//! How much the collection may hold, and for how long.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The collection's bounds. In the config file under `[collection]`.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
+pub struct Config {
+    /// Containers the tracker is sized for; 16,384 by default. Containers that nobody vouches for share an eighth.
+    pub max_containers: usize,
+    /// How long a container that is over stays, for late events; 60,000 ms by default.
+    pub linger_ms: u64,
+    /// Memory for containers that are over, in bytes; 32 MiB by default. The oldest make room first.
+    pub tombstone_bytes: usize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config { max_containers: 16_384, linger_ms: 60_000, tombstone_bytes: 32 << 20 }
+    }
+}
+
+impl Config {
+    pub(crate) fn linger(&self) -> Duration {
+        Duration::from_millis(self.linger_ms)
+    }
+}

@@ -1,0 +1,373 @@
+//! From statements to one container: a pure function, and the table that says whose word counts for which field.
+//!
+//! Conflicts are decided per field, never by who spoke last. Zero, empty and `false` are values when a source states
+//! them; "unknown" never beats a known value.
+
+use std::sync::Arc;
+
+use super::run::{Run, Statements};
+use super::timeline::Interval;
+use super::view::{Host, Row};
+use crate::container::{
+    Cgroup, Container, Domain, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
+};
+use crate::fact::{Source, SourceSet, Statement};
+use crate::time::BootTime;
+
+use Source::{Barrier, Containerd, Cri, Docker, Kernel, Kubernetes, Manual, Podman, Proc};
+
+/// What the runtime decides.
+const RUNTIME_FIRST: &[Source] = &[Docker, Podman, Cri, Containerd, Barrier, Proc, Kubernetes, Manual, Kernel];
+/// What Kubernetes decides where it knows.
+const KUBERNETES_FIRST: &[Source] = &[Kubernetes, Docker, Podman, Cri, Containerd, Barrier, Proc, Manual, Kernel];
+/// What was read from the bundle, the command line and `/proc` while the container stood still.
+const BUNDLE_FIRST: &[Source] = &[Kernel, Barrier, Proc, Docker, Podman, Cri, Containerd, Kubernetes, Manual];
+
+/// The table. A field of [`Statement`] without a row does not compile.
+macro_rules! table {
+    ($($field:ident => $order:expr),* $(,)?) => {
+        #[derive(Clone, Copy)]
+        #[allow(non_camel_case_types, reason = "named as the fields are")]
+        enum Field { $($field),* }
+
+        impl Field {
+            fn order(self) -> &'static [Source] {
+                match self { $(Field::$field => $order),* }
+            }
+
+            fn name(self) -> &'static str {
+                match self { $(Field::$field => stringify!($field)),* }
+            }
+        }
+
+        #[allow(dead_code, reason = "exists to be compiled")]
+        fn every_field_has_a_row(statement: &Statement) {
+            let Statement { $($field: _),* } = statement;
+        }
+    };
+}
+
+table! {
+    kind => RUNTIME_FIRST,
+    task => BUNDLE_FIRST,
+    creator => BUNDLE_FIRST,
+    namespaces => BUNDLE_FIRST,
+    state => RUNTIME_FIRST,
+    name => KUBERNETES_FIRST,
+    runtime => RUNTIME_FIRST,
+    image => RUNTIME_FIRST,
+    pod => KUBERNETES_FIRST,
+    labels => RUNTIME_FIRST,
+    annotations => RUNTIME_FIRST,
+    host_network => BUNDLE_FIRST,
+    cgroup => BUNDLE_FIRST,
+    bundle => BUNDLE_FIRST,
+    created_at => RUNTIME_FIRST,
+    started_at => RUNTIME_FIRST,
+    exited_at => RUNTIME_FIRST,
+    exit => RUNTIME_FIRST,
+    missing => RUNTIME_FIRST,
+}
+
+/// What a container is derived in: the same for all.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Context<'a> {
+    pub host: Host,
+    /// Sources that report at present.
+    pub live: SourceSet,
+    /// Path of a cgroup, and when its last task left it.
+    pub cgroup: Option<&'a CgroupSeen>,
+    /// Leaves out all statements but this source's.
+    pub only: Option<Source>,
+}
+
+/// What the kernel told about a cgroup.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) struct CgroupSeen {
+    pub path: Option<Str>,
+    pub emptied_at: Option<BootTime>,
+}
+
+/// Whose word each field is.
+pub(crate) type Provenance = Vec<(&'static str, Source)>;
+
+/// The statements that count for one run: its own, and where a source has none about this very run, its container's.
+struct Said<'a> {
+    run: &'a Statements,
+    container: Option<&'a Statements>,
+    only: Option<Source>,
+    over: bool,
+    provenance: Option<&'a mut Provenance>,
+}
+
+impl<'a> Said<'a> {
+    fn by(&self, source: Source) -> Option<&'a Statement> {
+        if self.only.is_some_and(|only| only != source) {
+            return None;
+        }
+        self.run.of(source, self.over).or_else(|| self.container?.of(source, self.over))
+    }
+
+    fn in_order(&self, order: &'static [Source]) -> impl Iterator<Item = (Source, &'a Statement)> {
+        order.iter().filter_map(|source| Some((*source, self.by(*source)?)))
+    }
+
+    fn note(&mut self, field: &'static str, source: Source) {
+        if let Some(provenance) = &mut self.provenance {
+            provenance.push((field, source));
+        }
+    }
+
+    /// The first known value by the order of `field`, or of the part of it that `part` names.
+    fn pick_in<T>(
+        &mut self,
+        order: &'static [Source],
+        name: &'static str,
+        get: impl Fn(&'a Statement) -> Option<T>,
+    ) -> Option<T> {
+        let (source, value) = self.in_order(order).find_map(|(source, said)| Some((source, get(said)?)))?;
+        self.note(name, source);
+        Some(value)
+    }
+
+    fn pick<T>(&mut self, field: Field, get: impl Fn(&'a Statement) -> Option<T>) -> Option<T> {
+        self.pick_in(field.order(), field.name(), get)
+    }
+
+    /// All maps together; for a key that several state, the order decides.
+    fn union(&mut self, field: Field, get: impl Fn(&'a Statement) -> Option<&'a Labels>) -> Labels {
+        let mut union: Option<Labels> = None;
+        let stated: Vec<(Source, &Labels)> =
+            self.in_order(field.order()).filter_map(|(source, said)| Some((source, get(said)?))).collect();
+        for (source, labels) in stated.into_iter().filter(|(_, labels)| !labels.is_empty()) {
+            self.note(field.name(), source);
+            match &mut union {
+                None => union = Some(Arc::clone(labels)),
+                Some(union) => {
+                    for (key, value) in labels.iter().filter(|(key, _)| !union.contains_key(*key)).collect::<Vec<_>>() {
+                        Arc::make_mut(union).insert(Arc::clone(key), Arc::clone(value));
+                    }
+                }
+            }
+        }
+        union.unwrap_or_default()
+    }
+}
+
+/// Where in its life the kernel shows a run to be.
+fn kernel_state(run: &Run, kernel_is_live: bool) -> Option<State> {
+    let birth = run.shown.birth.filter(|_| kernel_is_live || run.shown.ended.is_some())?;
+    Some(match run.shown.executed_at {
+        _ if run.shown.ended.is_some() => State::Exited,
+        Some(_) => State::Running,
+        None if birth.executed => State::Running,
+        None if run.keys.is_empty() => State::Provisional,
+        None => State::Created,
+    })
+}
+
+/// Derives what is published of a run, but for its sequence number; `None` where nothing is known that is worth showing.
+pub(crate) fn derive(
+    run: &Run,
+    container: Option<&Statements>,
+    context: Context<'_>,
+    provenance: Option<&mut Provenance>,
+) -> Option<Row> {
+    let standing = standing(run, container);
+    let over = run.aborted.is_some() || run.shown.ended.is_some() || (!run.keys.is_empty() && standing.is_empty());
+    let mut said = Said { run: &run.statements, container, only: context.only, over, provenance };
+    if context.only.is_some_and(|only| only != Kernel && said.by(only).is_none()) {
+        return None;
+    }
+
+    let birth = run.shown.birth;
+    let settled = birth.filter(|birth| birth.executed || run.shown.executed_at.is_some());
+    let kernel_is_live = context.live.contains(Kernel);
+    let stated = said.pick(Field::state, |said| said.state);
+    let state = match (kernel_state(run, kernel_is_live), stated) {
+        _ if run.aborted.is_some() && birth.is_none() => State::Aborted,
+        // The kernel does not see a freezer; everything else it sees first and best.
+        (Some(State::Running), Some(State::Paused)) => State::Paused,
+        (Some(shown), _) => shown,
+        (None, _) if over => State::Exited,
+        (None, Some(stated)) => stated,
+        (None, None) => State::Created,
+    };
+
+    // Before the entrypoint runs, a runtime may still move the task to other namespaces and to its final cgroup, and
+    // only a witness that looked while it stood still may say which; its mount ns and pid ns are fixed at birth.
+    let namespaces = match settled {
+        Some(birth) => {
+            said.note("namespaces", Kernel);
+            birth.namespaces
+        }
+        None => said.pick(Field::namespaces, |said| said.namespaces).unwrap_or_else(|| {
+            birth.map_or(Namespaces::default(), |birth| Namespaces {
+                mnt: birth.namespaces.mnt,
+                pid: birth.namespaces.pid,
+                ..Namespaces::default()
+            })
+        }),
+    };
+    let cgroup = merged_cgroup(&mut said, settled.and_then(|birth| birth.cgroup_id), context.cgroup);
+    let host_network = match namespaces.net {
+        0 => said.pick(Field::host_network, |said| said.host_network),
+        net => Some(net == context.host.namespaces.net),
+    };
+
+    let grade = run.grade.or(match run.task {
+        Some(_) if run.shown.seen_live => Some(Grade::FirstExec),
+        Some(_) => Some(Grade::Observed),
+        None => None,
+    });
+    let kind = match run.keys.is_empty() {
+        true => Kind::Unmanaged,
+        false => said.pick(Field::kind, |said| said.kind).unwrap_or(Kind::Container),
+    };
+    let exit = run.shown.ended.and_then(|(_, exit)| exit).or_else(|| said.pick(Field::exit, |said| said.exit));
+    let stated_exited_at = said.pick(Field::exited_at, |said| said.exited_at);
+    let exited_at = run.shown.ended.map(|(at, _)| at).or(stated_exited_at.filter(|_| state.is_over()));
+    let executed_at = run.shown.executed_at.filter(|at| *at != BootTime::ZERO);
+    let created_at = birth.map(|birth| birth.born_at).or_else(|| said.pick(Field::created_at, |said| said.created_at));
+    let started_at = executed_at.or_else(|| said.pick(Field::started_at, |said| said.started_at));
+
+    let container = Container {
+        id: made_up_or_stated_id(run),
+        domain: run.keys.first().map_or_else(|| domain_of(run, context.host), |key| key.domain),
+        instance: run.instance,
+        name: said.pick(Field::name, |said| said.name.clone()),
+        kind,
+        state,
+        grade,
+        sequence: 0,
+        awaiting: awaited(run, standing, state, context.live),
+        sources: sources(run, container),
+        runtime: merged_runtime(&mut said),
+        image: merged_image(&mut said),
+        pod: merged_pod(&mut said),
+        labels: said.union(Field::labels, |said| said.labels.as_ref()),
+        annotations: said.union(Field::annotations, |said| said.annotations.as_ref()),
+        task: run.task,
+        namespaces,
+        generation: birth.and_then(|birth| birth.generation),
+        host_network,
+        cgroup,
+        bundle: said.pick(Field::bundle, |said| said.bundle.clone()),
+        created_at,
+        started_at,
+        exited_at,
+        exit: exit.filter(|_| state.is_over()),
+    };
+    let (here, init) = intervals(run, &container, context);
+    Some(Row { container: Arc::new(container), here, init })
+}
+
+fn standing(run: &Run, container: Option<&Statements>) -> SourceSet {
+    let of_container = container.map_or(SourceSet::EMPTY, Statements::standing);
+    run.statements.standing().iter().chain(of_container.iter()).collect()
+}
+
+fn sources(run: &Run, container: Option<&Statements>) -> SourceSet {
+    let kernel = run.shown.birth.map(|_| if run.shown.seen_live { Kernel } else { Proc });
+    let of_container = container.map_or(SourceSet::EMPTY, Statements::all);
+    run.statements.all().iter().chain(of_container.iter()).chain(kernel).collect()
+}
+
+/// A container under containerd has a statement of containerd's to come, as long as containerd answers.
+fn awaited(run: &Run, standing: SourceSet, state: State, live: SourceSet) -> SourceSet {
+    let of_containerd = run.keys.iter().any(|key| key.scope.starts_with("containerd/"));
+    let outstanding = of_containerd && live.contains(Containerd) && !standing.contains(Containerd) && !state.is_over();
+    outstanding.then_some(Containerd).into_iter().collect()
+}
+
+fn made_up_or_stated_id(run: &Run) -> Str {
+    match (run.keys.first(), run.shown.birth) {
+        (Some(key), _) => key.id.as_str().into(),
+        (None, Some(birth)) => match birth.generation {
+            Some(generation) => format!("mntns-{generation}").into(),
+            None => format!("mntns-{}-{}", birth.namespaces.mnt, birth.born_at.0).into(),
+        },
+        (None, None) => format!("instance-{}", run.instance).into(),
+    }
+}
+
+/// Whose a container is that nobody vouches for: its creator's, by what the kernel showed at birth.
+fn domain_of(run: &Run, host: Host) -> Domain {
+    match run.shown.birth {
+        Some(birth) if birth.uid != 0 || birth.namespaces.user != host.namespaces.user => Domain::User(birth.uid),
+        _ => Domain::Host,
+    }
+}
+
+/// The times for which its numbers are its own: of its namespaces and cgroup, and of its init pid.
+fn intervals(run: &Run, container: &Container, context: Context<'_>) -> (Interval, Interval) {
+    let task_start = run.task.map(|TaskId { start_ticks, .. }| BootTime(start_ticks.saturating_mul(10_000_000)));
+    // A start time in ticks is up to 10 ms early: too early for a namespace number that another container just left.
+    let opened = run.shown.birth.map(|birth| birth.born_at).or(task_start).unwrap_or(run.first_fact_at);
+    let init_opened = task_start.map_or(opened, |start| start.min(opened));
+    let ended_at = container.exited_at.filter(|_| container.state.is_over());
+    // Init's end does not close the namespaces for the others in its cgroup; when the cgroup is empty all have gone.
+    // Where no cgroup of its own tells, the end of a pid namespace's init takes everybody along.
+    let has_cgroup = container.cgroup.id.is_some_and(|id| id != context.host.cgroup_id);
+    let emptied_at = context.cgroup.and_then(|cgroup| cgroup.emptied_at);
+    let closed = match (ended_at, run.shown.gone_at) {
+        (_, Some(gone_at)) => gone_at,
+        (Some(ended_at), None) if has_cgroup && context.live.contains(Kernel) => {
+            emptied_at.map_or(BootTime::MAX, |emptied_at| emptied_at.max(ended_at))
+        }
+        (Some(ended_at), None) => ended_at,
+        (None, None) => BootTime::MAX,
+    };
+    let init_closed = run.shown.pid_reused_at.or(ended_at).unwrap_or(BootTime::MAX);
+    // The exit itself is an event of the container's, stamped a little before or after ours.
+    let after = |closed: BootTime| BootTime(closed.0.saturating_add(1));
+    (Interval { opened, closed: after(closed) }, Interval { opened: init_opened, closed: after(init_closed) })
+}
+
+fn merged_cgroup(said: &mut Said<'_>, shown: Option<u64>, seen: Option<&CgroupSeen>) -> Cgroup {
+    let stated_id = said.pick(Field::cgroup, |said| said.cgroup.as_ref()?.id);
+    let id = shown.or(stated_id);
+    if shown.is_some() {
+        said.note("cgroup.id", Kernel);
+    }
+    Cgroup {
+        id,
+        path: seen
+            .and_then(|seen| seen.path.clone())
+            .or_else(|| said.pick_in(BUNDLE_FIRST, "cgroup.path", |said| said.cgroup.as_ref()?.path.clone())),
+        v1_path: said.pick_in(BUNDLE_FIRST, "cgroup.v1_path", |said| said.cgroup.as_ref()?.v1_path.clone()),
+    }
+}
+
+fn merged_runtime(said: &mut Said<'_>) -> Runtime {
+    let order = Field::runtime.order();
+    Runtime {
+        name: said.pick_in(order, "runtime.name", |said| said.runtime.as_ref()?.name.clone()),
+        namespace: said.pick_in(order, "runtime.namespace", |said| said.runtime.as_ref()?.namespace.clone()),
+        handler: said.pick_in(order, "runtime.handler", |said| said.runtime.as_ref()?.handler.clone()),
+        // The barrier saw which binary ran; a runtime only knows which one it meant to run.
+        oci: said.pick_in(BUNDLE_FIRST, "runtime.oci", |said| said.runtime.as_ref()?.oci.clone()),
+    }
+}
+
+fn merged_image(said: &mut Said<'_>) -> Option<Image> {
+    let image = Image {
+        name: said.pick_in(KUBERNETES_FIRST, "image.name", |said| said.image.as_ref()?.name.clone()),
+        id: said.pick_in(Field::image.order(), "image.id", |said| said.image.as_ref()?.id.clone()),
+        digest: said.pick_in(Field::image.order(), "image.digest", |said| said.image.as_ref()?.digest.clone()),
+    };
+    (image != Image::default()).then_some(image)
+}
+
+fn merged_pod(said: &mut Said<'_>) -> Option<Pod> {
+    let order = Field::pod.order();
+    let pod = Pod {
+        name: said.pick_in(order, "pod.name", |said| said.pod.as_ref()?.name.clone()),
+        namespace: said.pick_in(order, "pod.namespace", |said| said.pod.as_ref()?.namespace.clone()),
+        uid: said.pick_in(order, "pod.uid", |said| said.pod.as_ref()?.uid.clone()),
+        sandbox_id: said.pick_in(RUNTIME_FIRST, "pod.sandbox_id", |said| said.pod.as_ref()?.sandbox_id.clone()),
+        labels: said.pick_in(order, "pod.labels", |said| said.pod.as_ref()?.labels.clone()),
+        owner: said.pick_in(order, "pod.owner", |said| said.pod.as_ref()?.owner.clone()),
+    };
+    (pod != Pod::default()).then_some(pod)
+}

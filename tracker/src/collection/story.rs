@@ -1,0 +1,98 @@
+//! A container's story, for people: who saw it when, whose word each field is, what is missing and why.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::state::State;
+use super::view::{ById, Lookup, Reader};
+use crate::container::{Container, Str};
+use crate::fact::Source;
+use crate::time::BootTime;
+
+/// Whose story is wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// An id or the beginning of one, or a name.
+    Id(Str),
+    /// The holder of an init pid.
+    Pid(u32),
+    /// The holder of a mount namespace.
+    Mntns(u32),
+}
+
+/// What `explain` tells.
+#[derive(Clone, Debug)]
+pub struct Story {
+    /// The container as it is published.
+    pub container: Arc<Container>,
+    /// What happened, in the order in which it happened.
+    pub lines: Vec<StoryLine>,
+    /// Lines from the middle of its life that were not kept.
+    pub lines_left_out: u32,
+    /// Whose word each known field is.
+    pub provenance: Vec<(&'static str, Source)>,
+    /// Fields that one would expect and that are not known, each with the reason.
+    pub missing: Vec<(&'static str, Str)>,
+}
+
+/// One line of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct StoryLine {
+    /// When it was so.
+    pub at: BootTime,
+    /// Who said so.
+    pub source: Source,
+    /// What, in words.
+    pub text: String,
+}
+
+/// Tells the story of one instance.
+pub(super) fn tell(state: &State, instance: u64) -> Option<Story> {
+    let (container, mut provenance, run) = state.story(instance)?;
+    let lines = run.journal.lines().iter();
+    let lines = lines.map(|line| StoryLine { at: line.at, source: line.source, text: line.event.text() }).collect();
+    provenance.dedup();
+    let mut missing = state.missing(instance);
+    missing.extend(unknown(&container));
+    Some(Story { container, lines, lines_left_out: run.journal.left_out(), provenance, missing })
+}
+
+/// Which instance is meant: the latest where it is not one alone.
+pub(super) fn find(reader: &mut Reader, who: &Who) -> Option<u64> {
+    let instance = |lookup: Lookup<'_>| lookup.container().map(|container| container.instance);
+    match who {
+        Who::Pid(pid) => instance(reader.by_pid(*pid)),
+        Who::Mntns(ns) => instance(reader.by_mntns(*ns)),
+        Who::Id(id) => {
+            let by_id = match reader.by_id(id) {
+                ById::Found(container) => Some(container.instance),
+                ById::Ambiguous(_) | ById::Unknown => None,
+            };
+            by_id.or_else(|| reader.by_name(id).last().map(|container| container.instance))
+        }
+    }
+}
+
+/// What nobody said, and why that is so as far as the state can tell.
+fn unknown(container: &Container) -> Vec<(&'static str, Str)> {
+    let nobody: Str = match container.awaiting.iter().next() {
+        Some(source) => format!("{source} has not said anything about it yet").into(),
+        None if container.kind.is_vouched_for() => "no source that reports on this host states it".into(),
+        None => "nobody vouches for it: no runtime was seen to make it".into(),
+    };
+    let mut missing = Vec::new();
+    let mut expect = |field, known: bool| {
+        if !known {
+            missing.push((field, Str::clone(&nobody)));
+        }
+    };
+    expect("name", container.name.is_some());
+    expect("image", container.image.is_some());
+    expect("bundle", container.bundle.is_some());
+    expect("cgroup", container.cgroup.id.is_some() || container.cgroup.v1_path.is_some());
+    if container.task.is_none() {
+        missing.push(("pid", "it has no process yet, or never had one that was seen".into()));
+    }
+    missing
+}

@@ -1,0 +1,269 @@
+//! The one thread that changes the state: takes what is queued, applies all of it, publishes once, then tells.
+//!
+//! ```text
+//! queue ─▶ apply … apply ─▶ settle ─▶ view published ─▶ hooks get their turns, holds are released ─▶ feeds
+//! ```
+//!
+//! It never waits for anybody it tells: feeds and hooks have bounded queues of their own.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use super::config::Config;
+use super::door::{Ask, Deliveries, Delivery, HeldStep, Hold};
+use super::feed::{Feeds, Offer};
+use super::hook::Hook;
+use super::state::{Counts, RowChange, State};
+use super::story;
+use super::view::{Host, Published, Reader, View};
+use crate::container::{Container, State as LifeState, Str};
+use crate::fact::{Birth, Fact, Source};
+use crate::time::BootTime;
+
+/// Facts applied before publishing: bounds how long a reader waits for the first of many.
+const BATCH_LEN: usize = 4_096;
+
+/// What the collection counts while it runs; read by metrics without asking the writer.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Facts applied, by source.
+    pub facts: [AtomicU64; Source::ALL.len()],
+    /// Publications.
+    pub publications: AtomicU64,
+    /// Changes published.
+    pub changes: AtomicU64,
+    /// Changes that a feed was too slow for.
+    pub feed_lags: AtomicU64,
+    /// Requests for a closer look that found the queue full.
+    pub closer_looks_dropped: AtomicU64,
+}
+
+/// Figures that only the writer has.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Ends and births that only a scan brought to light.
+    pub corrections: u64,
+    /// Births without a vouching source that were not taken in: their share was used up.
+    pub unvouched_refused: u64,
+    /// Claims on an init process outside of the claim's domain.
+    pub foreign_claims: u64,
+    /// Tombstones dropped early, for want of room.
+    pub tombstones_evicted: u64,
+    /// Containers that lived without this witness having seen them.
+    pub missed_by: Vec<(Source, u64)>,
+    /// Items that wait in each feed.
+    pub feed_backlogs: Vec<(Str, usize)>,
+    /// Facts that wait for the writer.
+    pub queue_backlog: usize,
+}
+
+/// Everything that the writer thread owns.
+pub(crate) struct Writer {
+    state: State,
+    view: View,
+    published: Arc<Published>,
+    deliveries: Deliveries,
+    own_queue: mpsc::WeakSender<Delivery>,
+    feeds: Feeds,
+    hooks: Vec<Hook>,
+    closer: mpsc::Sender<Birth>,
+    stats: Arc<Stats>,
+}
+
+impl Writer {
+    /// `closer` takes requests to find out what an init process that nobody vouches for is.
+    pub(crate) fn new(
+        config: Config,
+        host: Host,
+        deliveries: Deliveries,
+        own_queue: mpsc::WeakSender<Delivery>,
+        closer: mpsc::Sender<Birth>,
+        stats: Arc<Stats>,
+    ) -> Self {
+        let view = View::new(host);
+        let published = Published::new(view.clone());
+        Writer {
+            state: State::new(config, host),
+            view,
+            published,
+            deliveries,
+            own_queue,
+            feeds: Feeds::default(),
+            hooks: Vec::new(),
+            closer,
+            stats,
+        }
+    }
+
+    pub(crate) fn published(&self) -> Arc<Published> {
+        Arc::clone(&self.published)
+    }
+
+    /// Runs until it is told to end or nobody is left to deliver. `async` only to wait with a deadline.
+    pub(crate) async fn run(mut self) {
+        loop {
+            let delivery = match self.state.next_expiry() {
+                Some(at) => {
+                    timeout(at.since(BootTime::now()).max(Duration::from_millis(100)), self.deliveries.next()).await
+                }
+                None => Ok(self.deliveries.next().await),
+            };
+            match delivery {
+                Ok(Some(delivery)) => {
+                    if self.batch(delivery).is_break() {
+                        return;
+                    }
+                }
+                Ok(None) => return,
+                Err(_) => {
+                    self.state.expire(BootTime::now());
+                    self.publish(Vec::new());
+                }
+            }
+        }
+    }
+
+    /// Applies what is queued, up to a bound, and publishes it in one step.
+    fn batch(&mut self, first: Delivery) -> ControlFlow<()> {
+        let mut holds = Vec::new();
+        let mut asked = Vec::new();
+        let more = std::iter::from_fn(|| self.deliveries.next_if_ready()).take(BATCH_LEN);
+        // Collected first: what arrives while these are applied belongs to the next step.
+        let deliveries: Vec<Delivery> = std::iter::once(first).chain(more).collect();
+        for delivery in deliveries {
+            match delivery {
+                Delivery::Facts(facts) => self.apply(facts),
+                Delivery::Hold(mut hold) => {
+                    self.apply(std::mem::take(&mut hold.facts));
+                    let run = self.state.held(&hold.key, BootTime::now(), hold.step);
+                    holds.push((hold, run));
+                }
+                Delivery::Ask(ask) => asked.push(ask),
+            }
+        }
+        self.state.expire(BootTime::now());
+        self.publish(holds);
+        asked.into_iter().try_for_each(|ask| self.answer(ask))
+    }
+
+    fn apply(&mut self, facts: Vec<Fact>) {
+        for fact in facts {
+            self.stats.facts[fact.source as usize].fetch_add(1, Ordering::Relaxed);
+            self.state.apply(fact);
+        }
+    }
+
+    fn publish(&mut self, holds: Vec<(Hold, Option<u64>)>) {
+        let changes = self.state.settle();
+        if !changes.is_empty() {
+            // Those that leave make room before others enter: a number may pass from one to the other in one step.
+            for change in changes.iter().filter(|change| change.after.is_none()) {
+                self.view.change(change.before.as_ref(), None);
+            }
+            for change in changes.iter().filter(|change| change.after.is_some()) {
+                self.view.change(change.before.as_ref(), change.after.as_ref());
+            }
+            self.view.sequence = self.state.sequence();
+            self.published.publish(self.view.clone());
+            self.stats.publications.fetch_add(1, Ordering::Relaxed);
+            self.stats.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
+        }
+        self.give_turns(holds);
+        self.tell_unheld_starts(&changes);
+        self.look_closer(&changes);
+        let offers: Vec<Offer<'_>> = changes.iter().filter_map(offer).collect();
+        let lagged = self.feeds.offer(&offers, &self.state);
+        self.stats.feed_lags.fetch_add(lagged, Ordering::Relaxed);
+    }
+
+    fn give_turns(&mut self, holds: Vec<(Hold, Option<u64>)>) {
+        for (hold, run) in holds {
+            if let Some(container) = run.and_then(|run| self.state.container(run)) {
+                let step = hold.step;
+                self.call_hooks(&container, step, Some(&hold));
+                if step == HeldStep::Start {
+                    self.state.mark_start_announced(container.instance);
+                }
+            }
+            hold.latch.published();
+        }
+    }
+
+    /// A start that nothing held is told to the same subscribers, only not in time.
+    fn tell_unheld_starts(&mut self, changes: &[RowChange]) {
+        if self.hooks.is_empty() {
+            return;
+        }
+        for change in changes {
+            let Some(after) = change.after.as_ref().map(|row| &row.container) else { continue };
+            let runs = after.kind.is_vouched_for() && after.state == LifeState::Running;
+            if runs && self.state.mark_start_announced(after.instance) {
+                let container = Arc::clone(after);
+                self.call_hooks(&container, HeldStep::Start, None);
+            }
+        }
+    }
+
+    fn call_hooks(&mut self, container: &Arc<Container>, step: HeldStep, hold: Option<&Hold>) {
+        self.hooks.retain(|hook| {
+            let wanted = hook.step == step && hook.selector.matches(container);
+            !wanted || hook.call(container, hold.map(|hold| (&hold.latch, hold.deadline)))
+        });
+    }
+
+    fn look_closer(&mut self, changes: &[RowChange]) {
+        let new = changes.iter().filter(|change| change.before.is_none()).filter_map(|change| change.after.as_ref());
+        for birth in new.filter_map(|row| self.state.unclaimed(row.container.instance)) {
+            if self.closer.try_send(birth).is_err() {
+                self.stats.closer_looks_dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn answer(&mut self, ask: Ask) -> ControlFlow<()> {
+        // Who asked may have given up meanwhile: an answer that nobody takes is no error.
+        match ask {
+            Ask::Subscribe(options, reply) => {
+                if let Some(queue) = self.own_queue.upgrade() {
+                    let _ = reply.send(self.feeds.open(options, &self.state, &mut self.view.all(), queue));
+                }
+            }
+            Ask::Resync(id) => self.feeds.resync(id, &self.state, &mut self.view.all()),
+            Ask::Hook(hook) => self.hooks.push(hook),
+            Ask::Explain(who, reply) => {
+                let instance = story::find(&mut Reader::new(self.published()), &who);
+                let _ = reply.send(instance.and_then(|instance| story::tell(&self.state, instance)));
+            }
+            Ask::Figures(reply) => {
+                let _ = reply.send(self.figures());
+            }
+            Ask::End => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn figures(&self) -> Figures {
+        let Counts { corrections, unvouched_refused, foreign_claims, tombstones_evicted, missed_by } =
+            self.state.counts;
+        Figures {
+            corrections,
+            unvouched_refused,
+            foreign_claims,
+            tombstones_evicted,
+            missed_by: Source::ALL.into_iter().zip(missed_by).collect(),
+            feed_backlogs: self.feeds.backlogs(),
+            queue_backlog: self.deliveries.backlog(),
+        }
+    }
+}
+
+fn offer(change: &RowChange) -> Option<Offer<'_>> {
+    let before = change.before.as_ref().map(|row| &row.container);
+    let after = change.after.as_ref().map(|row| &row.container);
+    Some(Offer { instance: after.or(before)?.instance, sequence: change.sequence, before, after })
+}
