@@ -3,6 +3,7 @@
 
 pub mod barrier;
 pub mod collection;
+pub mod config;
 pub mod container;
 pub mod doctor;
 pub mod enrich;
@@ -11,6 +12,14 @@ pub mod selector;
 pub mod server;
 pub mod source;
 pub mod time;
+pub mod tracker;
 
+pub use collection::Containers;
+pub use collection::feed::{Change, ChangeKind, Feed, FeedItem, FeedOptions};
+pub use collection::story::{Story, StoryLine, Who};
+pub use collection::view::{ById, Group, Lookup, Reader};
+pub use config::Config;
 pub use container::{Container, ContainerId, ContainerKey};
+pub use selector::Selector;
 pub use time::BootTime;
+pub use tracker::{Handle, StartError, Tracker};

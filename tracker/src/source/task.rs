@@ -191,6 +191,11 @@ fn v2_mount_point() -> Option<&'static Path> {
     MOUNT_POINT.get_or_init(find).as_deref()
 }
 
+/// The id of the v2 hierarchy's root: the host's own cgroup. Absent where only v1 is mounted.
+pub fn root_cgroup_id() -> Option<u64> {
+    Some(stat(v2_mount_point()?).ok()?.st_ino)
+}
+
 /// The id of a cgroup in the v2 hierarchy is its directory's inode number. The root's says nothing about a container:
 /// it is the host's own.
 fn cgroup_id(mount_point: &Path, path: &std::ffi::OsStr) -> Option<u64> {

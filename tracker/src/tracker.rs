@@ -1,0 +1,275 @@
+//! The tracker as a whole: starts every long-lived thread and task, and ends them.
+//!
+//! ```text
+//!  kernel ─┐                      ┌▶ Reader   look-ups
+//!  barrier ┼─ Facts ─▶ writer ────┼▶ hooks    while a start is held
+//!  proc    ┤           (a thread) └▶ Feed     subscribers, debug socket
+//!  runtimes┘
+//! ```
+//!
+//! Start-up is: the writer, then what attaches, then what scans, then what asks runtimes; facts may come in any order.
+
+use std::fmt;
+use std::io;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::collection::door::{Ask, Delivery, Ended, Facts, HeldStep};
+use crate::collection::feed::{Feed, FeedOptions};
+use crate::collection::hook::{Callback, Hook, HookStats};
+use crate::collection::story::{Story, Who};
+use crate::collection::view::{Host, Published, Reader};
+use crate::collection::writer::{Figures, Stats as CollectionStats, Writer};
+use crate::config::Config;
+use crate::container::{Container, Str};
+use crate::selector::Selector;
+use crate::source::health::{Health, HealthBoard};
+use crate::source::task::Task;
+
+/// Requests for a closer look that may wait; more are counted and left to the next scan.
+const CLOSER_LOOKS: usize = 1_024;
+
+/// Why the tracker cannot start at all. A source that cannot start is not among these: it is a line of
+/// [`Handle::health`], and the rest works.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A thread could not be started.
+    #[error("start the thread `{name}`: {source}")]
+    Thread {
+        /// Which one.
+        name: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Pid 1 could not be looked at, so the host's own namespaces are unknown.
+    #[error("read the namespaces of pid 1: {0}; run as root, in the host's pid namespace")]
+    Host(io::Error),
+}
+
+/// Everything that counts while the tracker runs.
+#[derive(Clone, Debug, Default)]
+pub struct Stats {
+    /// The collection's.
+    pub collection: Arc<CollectionStats>,
+}
+
+/// A running tracker. Dropping it ends it.
+pub struct Tracker {
+    handle: Handle,
+    cancel: CancellationToken,
+    runtime: Option<Runtime>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// What can be asked of a running tracker. Cheap to clone, and useless once the tracker has ended.
+#[derive(Clone)]
+pub struct Handle {
+    node: Str,
+    facts: Facts,
+    published: Arc<Published>,
+    health: HealthBoard,
+    stats: Stats,
+}
+
+impl Tracker {
+    /// Starts the tracker on threads of its own. Blocks for some milliseconds.
+    pub fn start(config: Config) -> Result<Tracker, StartError> {
+        let host = look_at_host().map_err(StartError::Host)?;
+        let node = config.node.clone().unwrap_or_else(host_name).into();
+        let stats = Stats::default();
+        let health = HealthBoard::new();
+        let cancel = CancellationToken::new();
+        let (facts, deliveries) = Facts::queue();
+        let (closer, _closer_looks) = mpsc::channel(CLOSER_LOOKS);
+
+        let queue = facts.sender().downgrade();
+        let collection = Arc::clone(&stats.collection);
+        let writer = Writer::new(config.collection.clone(), host, deliveries, queue, closer, collection);
+        let published = writer.published();
+        let writer = start_writer(writer)?;
+
+        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tracker-io").enable_all().build();
+        let runtime = runtime.map_err(|source| StartError::Thread { name: "tracker-io", source })?;
+        let handle = Handle { node, facts, published, health, stats };
+        Ok(Tracker { handle, cancel, runtime: Some(runtime), writer: Some(writer) })
+    }
+
+    /// Ends it: nothing is held any more, all threads and tasks are over when this returns.
+    pub fn shutdown(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.cancel.cancel();
+        if let Some(runtime) = self.runtime.take() {
+            // A task that does not end in time is waiting for something outside; it holds nothing of ours.
+            runtime.shutdown_timeout(Duration::from_secs(2));
+        }
+        let ended = self.handle.facts.sender().blocking_send(Delivery::Ask(Ask::End));
+        if let (Ok(()), Some(writer)) = (ended, self.writer.take()) {
+            if writer.join().is_err() {
+                tracing::error!("the collection's writer panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Tracker {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl Deref for Tracker {
+    type Target = Handle;
+
+    fn deref(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+impl fmt::Debug for Tracker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tracker").field("node", &self.handle.node).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Handle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Handle").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Handle {
+    /// Look-ups for one thread.
+    pub fn reader(&self) -> Reader {
+        Reader::new(Arc::clone(&self.published))
+    }
+
+    /// Name of this node.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// How each source is doing.
+    pub fn health(&self) -> Vec<Health> {
+        self.health.lines()
+    }
+
+    /// What is counted.
+    pub fn stats(&self) -> &Stats {
+        &self.stats
+    }
+
+    /// Where facts go: for sources of one's own, and tests.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// Follows the collection: one bundle, then changes.
+    pub async fn subscribe(&self, options: FeedOptions) -> Result<Feed, Ended> {
+        self.ask(|reply| Ask::Subscribe(options, reply)).await
+    }
+
+    /// [`Handle::subscribe`] for threads. Panics inside an async task.
+    pub fn subscribe_blocking(&self, options: FeedOptions) -> Result<Feed, Ended> {
+        self.ask_blocking(|reply| Ask::Subscribe(options, reply))
+    }
+
+    /// A container's story; `None` where nobody is meant by `who`.
+    pub async fn explain(&self, who: Who) -> Result<Option<Story>, Ended> {
+        self.ask(|reply| Ask::Explain(who, reply)).await
+    }
+
+    /// [`Handle::explain`] for threads. Panics inside an async task.
+    pub fn explain_blocking(&self, who: Who) -> Result<Option<Story>, Ended> {
+        self.ask_blocking(|reply| Ask::Explain(who, reply))
+    }
+
+    /// Figures that only the writer has.
+    pub async fn figures(&self) -> Result<Figures, Ended> {
+        self.ask(Ask::Figures).await
+    }
+
+    /// Calls `callback` for each container that `selector` picks and whose `create` is held, before that goes on: its
+    /// bundle is known, it has no process yet. See [`Handle::on_start`].
+    pub fn on_create(
+        &self,
+        name: &str,
+        selector: Selector,
+        budget: Duration,
+        callback: impl FnMut(&Arc<Container>) + Send + 'static,
+    ) -> Result<Arc<HookStats>, StartError> {
+        self.hook(name, HeldStep::Create, selector, budget, Box::new(callback))
+    }
+
+    /// Calls `callback` once for each container that `selector` picks: before its first instruction where its start
+    /// is held, else as soon as it is seen running.
+    ///
+    /// The callback runs on a thread of its own, in parallel with those of others. A held start waits for it until
+    /// `budget`, clipped to the barrier's own, is over; until a late callback returns, further containers are skipped
+    /// for it and counted. A panic is contained, counted and logged with `name`. The thread ends with the tracker.
+    pub fn on_start(
+        &self,
+        name: &str,
+        selector: Selector,
+        budget: Duration,
+        callback: impl FnMut(&Arc<Container>) + Send + 'static,
+    ) -> Result<Arc<HookStats>, StartError> {
+        self.hook(name, HeldStep::Start, selector, budget, Box::new(callback))
+    }
+
+    fn hook(
+        &self,
+        name: &str,
+        step: HeldStep,
+        selector: Selector,
+        budget: Duration,
+        callback: Callback,
+    ) -> Result<Arc<HookStats>, StartError> {
+        let (hook, thread, stats) = Hook::new(name, step, selector, budget, callback);
+        let builder = std::thread::Builder::new().name(format!("hook-{name}"));
+        builder.spawn(|| thread.run()).map_err(|source| StartError::Thread { name: "hook", source })?;
+        // After the end there is nothing to be called for.
+        let _ = self.facts.sender().blocking_send(Delivery::Ask(Ask::Hook(hook)));
+        Ok(stats)
+    }
+
+    async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Ended> {
+        let (reply, answer) = oneshot::channel();
+        self.facts.sender().send(Delivery::Ask(ask(reply))).await.map_err(|_| Ended)?;
+        answer.await.map_err(|_| Ended)
+    }
+
+    fn ask_blocking<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Ended> {
+        let (reply, answer) = oneshot::channel();
+        self.facts.sender().blocking_send(Delivery::Ask(ask(reply))).map_err(|_| Ended)?;
+        answer.blocking_recv().map_err(|_| Ended)
+    }
+}
+
+fn start_writer(writer: Writer) -> Result<JoinHandle<()>, StartError> {
+    let failed = |source| StartError::Thread { name: "tracker-writer", source };
+    let waits = Builder::new_current_thread().enable_time().build().map_err(failed)?;
+    let thread = std::thread::Builder::new().name("tracker-writer".into());
+    thread.spawn(move || waits.block_on(writer.run())).map_err(failed)
+}
+
+/// The host's namespaces are those of pid 1; its cgroup is the v2 hierarchy's root.
+fn look_at_host() -> io::Result<Host> {
+    let namespaces = Task::open(1)?.namespaces();
+    if namespaces.mnt == 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(Host { namespaces, cgroup_id: crate::source::task::root_cgroup_id().unwrap_or(0) })
+}
+
+fn host_name() -> String {
+    nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
+}
