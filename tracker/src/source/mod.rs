@@ -1,5 +1,9 @@
 //! One file per source of facts.
 
+pub mod complaints;
+#[cfg(feature = "containerd")]
+pub mod containerd;
 pub mod file;
 pub mod health;
+pub mod supervise;
 pub mod task;

@@ -1,0 +1,222 @@
+//! What containerd's record of a container says, as a statement: labels, image, runtime, pod.
+//!
+//! Pure. The OCI specification inside the record fills what labels leave open. Input from outside is capped as a bundle's is, and what is left out is named in the statement's `missing`: a label that is cut
+//! short would be a wrong label, so it is left out whole. Control characters are data here; whoever prints them escapes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use containerd_client::services::v1::Container;
+use prost::Message;
+use prost_types::Any;
+
+use super::events::{MAX_IMAGE_NAME_LEN, boot_time};
+use crate::container::{ContainerId, Image, Kind, Pod, Runtime, Str};
+use crate::enrich::oci::{self, MAX_ENTRIES, MAX_KEY_LEN, MAX_VALUE_LEN};
+use crate::fact::Statement;
+
+/// Bytes of all of a container's labels together.
+const MAX_LABELS_LEN: usize = 64 * 1024;
+/// Bytes of any other name that is kept.
+const MAX_NAME_LEN: usize = 1024;
+
+/// The containerd namespace that Docker keeps its containers in.
+const DOCKER_NAMESPACE: &str = "moby";
+
+/// What a container's record says.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Description {
+    /// All but what only tasks and images can tell.
+    pub statement: Statement,
+    /// Labels that were left out.
+    pub left_out: u64,
+}
+
+/// Reads a container's record.
+pub(super) fn describe(namespace: &Str, id: &ContainerId, container: Container) -> Description {
+    let mut statement = Statement::default();
+    let (labels, left_out) = labels(container.labels);
+    if left_out > 0 {
+        statement.missing.push(("labels", format!("{left_out} left out: too many or too long").into()));
+    }
+    let label = |key: &str| labels.get(key).cloned();
+
+    statement.kind = match labels.get("io.cri-containerd.kind").map(|kind| &**kind) {
+        Some("sandbox") => Some(Kind::Sandbox),
+        Some("container") => Some(Kind::Container),
+        _ => None,
+    };
+    statement.name = label("io.kubernetes.container.name").or_else(|| label("nerdctl/name"));
+    statement.pod = pod(&labels, statement.kind, id, &container.sandbox);
+    statement.runtime = Some(runtime(namespace, container.runtime));
+    if !container.image.is_empty() && container.image.len() <= MAX_IMAGE_NAME_LEN {
+        statement.image = Some(Image { name: Some(container.image.into()), id: None, digest: None });
+    }
+    if &**namespace == DOCKER_NAMESPACE {
+        for field in ["name", "image", "labels"] {
+            statement.missing.push((field, "dockerd does not tell containerd".into()));
+        }
+    }
+    statement.created_at = container.created_at.as_ref().and_then(boot_time);
+    statement.labels = Some(Arc::new(labels));
+    match container.spec.map(|spec| oci::parse(&spec.value)) {
+        Some(Ok(facts)) => {
+            if let (Some(pod), Some(from_spec)) = (&mut statement.pod, &facts.pod) {
+                pod.sandbox_id = pod.sandbox_id.take().or_else(|| from_spec.sandbox_id.clone());
+            }
+            facts.apply(&mut statement);
+        }
+        Some(Err(error)) => statement.missing.push(("annotations", error.to_string().into())),
+        None => {}
+    }
+    statement.kind = statement.kind.or(Some(Kind::Container));
+    Description { statement, left_out }
+}
+
+/// The labels that are within the caps, and how many are not.
+fn labels(all: HashMap<String, String>) -> (BTreeMap<Str, Str>, u64) {
+    let mut sorted: Vec<_> = all.into_iter().collect();
+    sorted.sort_unstable();
+    let (mut kept, mut left_out, mut len) = (BTreeMap::new(), 0, 0);
+    for (key, value) in sorted {
+        let fits = key.len() <= MAX_KEY_LEN
+            && value.len() <= MAX_VALUE_LEN
+            && kept.len() < MAX_ENTRIES
+            && len + key.len() + value.len() <= MAX_LABELS_LEN;
+        if fits {
+            len += key.len() + value.len();
+            kept.insert(key.into(), value.into());
+        } else {
+            left_out += 1;
+        }
+    }
+    (kept, left_out)
+}
+
+/// The pod, from the labels that the CRI plugin puts on sandboxes and containers alike.
+fn pod(labels: &BTreeMap<Str, Str>, kind: Option<Kind>, id: &ContainerId, sandbox: &str) -> Option<Pod> {
+    let label = |key: &str| labels.get(key).cloned();
+    let sandbox_id = match kind {
+        Some(Kind::Sandbox) => Some(id.as_str().into()),
+        // Filled by containerd 1.7 and later; before, only the OCI bundle's annotations tell.
+        _ => ContainerId::new(sandbox).is_ok().then(|| sandbox.into()),
+    };
+    let pod = Pod {
+        name: label("io.kubernetes.pod.name"),
+        namespace: label("io.kubernetes.pod.namespace"),
+        uid: label("io.kubernetes.pod.uid"),
+        sandbox_id,
+        labels: None,
+        owner: None,
+    };
+    (pod != Pod::default()).then_some(pod)
+}
+
+fn runtime(namespace: &Str, runtime: Option<containerd_client::services::v1::container::Runtime>) -> Runtime {
+    let name = if &**namespace == DOCKER_NAMESPACE { "docker" } else { "containerd" };
+    let (handler, options) = runtime.map(|runtime| (runtime.name, runtime.options)).unwrap_or_default();
+    let oci = options.as_ref().and_then(oci_binary).or_else(|| {
+        // The shim's own default, where its options do not name another.
+        handler.starts_with("io.containerd.runc.").then(|| "runc".into())
+    });
+    let handler = (!handler.is_empty() && handler.len() <= MAX_NAME_LEN).then(|| handler.into());
+    Runtime { name: Some(name.into()), namespace: Some(Arc::clone(namespace)), handler, oci }
+}
+
+/// The two fields of `containerd.runc.v1.Options` that tell which OCI runtime the shim calls. The type belongs to the
+/// shim, not to containerd's API; its field numbers are fixed since containerd 1.2.
+#[derive(Clone, PartialEq, Message)]
+struct RuncOptions {
+    #[prost(string, tag = "6")]
+    binary_name: String,
+}
+
+/// File name of the OCI runtime's binary, if the shim's options name one.
+fn oci_binary(options: &Any) -> Option<Str> {
+    if options.type_url.rsplit('/').next() != Some("containerd.runc.v1.Options") {
+        return None;
+    }
+    let binary = RuncOptions::decode(options.value.as_slice()).ok()?.binary_name;
+    let name = binary.rsplit('/').next().filter(|name| !name.is_empty() && name.len() <= MAX_NAME_LEN)?;
+    Some(name.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use containerd_client::services::v1::container;
+
+    use super::*;
+
+    fn record(namespace: &str, pairs: &[(&str, &str)], runtime: Option<container::Runtime>) -> Description {
+        let labels = pairs.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect();
+        describe(
+            &namespace.into(),
+            &ContainerId::new("c1").unwrap(),
+            Container { labels, runtime, ..Default::default() },
+        )
+    }
+
+    #[test]
+    fn pods_and_sandboxes_are_read_from_the_cri_labels() {
+        let labels = [("io.kubernetes.pod.name", "web"), ("io.kubernetes.pod.namespace", "shop")];
+        let of = |kind| [&labels[..], &[("io.cri-containerd.kind", kind), ("io.kubernetes.pod.uid", "u")]].concat();
+        let sandbox = record("k8s.io", &of("sandbox"), None).statement;
+        assert_eq!(sandbox.kind, Some(Kind::Sandbox));
+        let pod = sandbox.pod.unwrap();
+        assert_eq!((pod.name.as_deref(), pod.sandbox_id.as_deref()), (Some("web"), Some("c1")));
+        let container = record("k8s.io", &of("container"), None).statement;
+        assert_eq!((container.kind, container.pod.unwrap().sandbox_id), (Some(Kind::Container), None));
+        assert_eq!(record("default", &[], None).statement.pod, None);
+    }
+
+    #[test]
+    fn the_specification_fills_what_labels_leave_open() {
+        let spec = |json: &str| Some(Any { type_url: "runtime-spec/1/Spec".into(), value: json.as_bytes().to_vec() });
+        let labels = HashMap::from([("io.kubernetes.pod.name".to_owned(), "web".to_owned())]);
+        let json = r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"s1",
+            "io.kubernetes.cri.sandbox-name":"other","color":"red"},"linux":{"namespaces":[{"type":"mount"}]}}"#;
+        let container = Container { labels, spec: spec(json), ..Default::default() };
+        let id = ContainerId::new("c1").unwrap();
+        let statement = describe(&"k8s.io".into(), &id, container).statement;
+        let pod = statement.pod.unwrap();
+        assert_eq!((pod.name.as_deref(), pod.sandbox_id.as_deref()), (Some("web"), Some("s1")));
+        assert_eq!(statement.annotations.unwrap().get("color").map(|value| &**value), Some("red"));
+        assert_eq!(statement.host_network, Some(true));
+
+        let broken = Container { spec: spec("{"), ..Default::default() };
+        let statement = describe(&"default".into(), &id, broken).statement;
+        assert_eq!((statement.kind, statement.missing.len()), (Some(Kind::Container), 1));
+    }
+
+    #[test]
+    fn the_oci_runtime_is_the_options_binary_or_the_shim_s_default() {
+        let options = |binary_name: &str| Any {
+            type_url: "containerd.runc.v1.Options".into(),
+            value: RuncOptions { binary_name: binary_name.into() }.encode_to_vec(),
+        };
+        let garbage = Any { type_url: "containerd.runc.v1.Options".into(), value: vec![0xff; 9] };
+        for (name, options, expected) in [
+            ("io.containerd.runc.v2", None, Some("runc")),
+            ("io.containerd.runc.v2", Some(options("/usr/bin/crun")), Some("crun")),
+            ("io.containerd.runc.v2", Some(options("")), Some("runc")),
+            ("io.containerd.runc.v2", Some(garbage), Some("runc")),
+            ("io.containerd.kata.v2", None, None),
+        ] {
+            let runtime =
+                record("default", &[], Some(container::Runtime { name: name.into(), options })).statement.runtime;
+            assert_eq!(runtime.unwrap().oci.as_deref(), expected, "{name}");
+        }
+        assert_eq!(record("moby", &[], None).statement.runtime.unwrap().name.as_deref(), Some("docker"));
+    }
+
+    #[test]
+    fn too_many_and_too_long_labels_are_left_out_whole() {
+        let many: HashMap<_, _> = (0..5_000).map(|n| (format!("key-{n:04}"), "v".to_owned())).collect();
+        let (kept, left_out) = labels(many);
+        assert_eq!((kept.len(), left_out), (MAX_ENTRIES, 5_000 - MAX_ENTRIES as u64));
+        let long = HashMap::from([("long".to_owned(), "x".repeat(1 << 20)), ("bell".to_owned(), "\u{7}\n".to_owned())]);
+        let (kept, left_out) = labels(long);
+        assert_eq!((kept.get("bell").map(|v| &**v), left_out), (Some("\u{7}\n"), 1));
+        assert!(!kept.contains_key("long"));
+    }
+}
