@@ -131,6 +131,7 @@ fn long_lived_tasks_and_threads_start_in_one_place() {
             "tracker/src/barrier/",
             "threads that may be lost to a file that hangs, from a bounded pool; the keeper's own process",
         ),
+        ("tracker/src/source/proc/", "threads that may be lost to a file that hangs, four at most"),
         ("tracker/src/cli/", "what a command does while it waits, until it ends"),
         ("tracker/src/main.rs", "the process's own signals"),
     ];

@@ -5,5 +5,6 @@ pub mod complaints;
 pub mod containerd;
 pub mod file;
 pub mod health;
+pub mod proc;
 pub mod supervise;
 pub mod task;

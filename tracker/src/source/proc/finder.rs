@@ -1,0 +1,304 @@
+//! Looking for containers in the OCI runtimes' root directories.
+
+use std::collections::{BTreeSet, HashMap};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use nix::dir::Dir;
+use nix::fcntl::AtFlags;
+use nix::sys::stat::{FileStat, fstat, fstatat};
+
+use super::owner::{self, Owner};
+use super::state_file::{self, StateFile};
+use super::{Config, Stats};
+use crate::container::{Cgroup, ContainerId, ContainerKey, Domain, Namespaces, State, Str, TaskId};
+use crate::enrich::{oci, scope};
+use crate::fact::{Birth, Statement};
+use crate::source::file::{self, Walk};
+use crate::source::task::{Task, TaskView, own_namespaces};
+
+const USUAL_ROOTS: [&str; 4] = ["/run/runc", "/run/crun", "/run/containerd/runc/*", "/run/docker/runtime-runc/*"];
+/// Where containerd's runc shim keeps runc's state when its options name no other place.
+const SHIMS_RUNC_ROOT: &str = "/run/containerd/runc";
+
+/// Root directories that are remembered because a running process named them.
+const MAX_LEARNT_ROOTS: usize = 64;
+/// Directories that a `/*` may stand for.
+const MAX_EXPANSION: usize = 256;
+/// Containers that are looked at in one root directory.
+const MAX_CONTAINERS: usize = 16_384;
+/// A command line of a shim or conmon is a few hundred bytes.
+const MAX_ARGUMENTS_LEN: u64 = 64 << 10;
+
+/// The answer for one birth.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Its container.
+    Container {
+        /// As its runtime names it.
+        key: ContainerKey,
+        /// All that could be read.
+        statement: Box<Statement>,
+    },
+    /// The process has ended.
+    Gone,
+    /// No state directory knows it.
+    Nothing,
+}
+
+/// Searches, and remembers what it read.
+pub(super) struct Finder {
+    roots: Vec<PathBuf>,
+    learnt_roots: BTreeSet<PathBuf>,
+    read: HashMap<PathBuf, Remembered>,
+    own: Option<Namespaces>,
+    stats: Arc<Stats>,
+}
+
+/// A state file as of its last change.
+struct Remembered {
+    version: Version,
+    content: Option<StateFile>,
+}
+
+/// Runtimes replace their files by renaming, and change them in place only where no newer time could be missed.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Version {
+    inode: u64,
+    len: i64,
+    changed: (i64, i64),
+}
+
+/// Where a container is described.
+struct Place {
+    domain: Domain,
+    root: PathBuf,
+    id: ContainerId,
+    state: State,
+    file: StateFile,
+}
+
+/// A birth that is still alive, and what is above it.
+struct Candidate {
+    task: Task,
+    view: TaskView,
+    owner: Option<Owner>,
+}
+
+impl Finder {
+    pub(super) fn new(config: &Config, stats: Arc<Stats>) -> Self {
+        let mut roots = config.roots.clone();
+        if config.usual_roots {
+            roots.extend(USUAL_ROOTS.map(PathBuf::from));
+        }
+        Self { roots, learnt_roots: BTreeSet::new(), read: HashMap::new(), own: own_namespaces().ok(), stats }
+    }
+
+    /// One answer for each birth, in their order.
+    pub(super) fn look(&mut self, births: &[Birth]) -> Vec<Found> {
+        let candidates: Vec<Option<Candidate>> = births.iter().map(|birth| self.candidate(birth)).collect();
+        let alive = || candidates.iter().flatten();
+        let places = self.places(alive());
+        let find = |candidate: Candidate| match places.get(&candidate.view.task) {
+            // The birth's own uid is what binds a user's word to it.
+            Some(place) if place.domain == Domain::Host || place.domain == Domain::User(candidate.view.uid) => {
+                self.state(candidate, place)
+            }
+            _ => Found::Nothing,
+        };
+        candidates.into_iter().map(|candidate| candidate.map_or(Found::Gone, find)).collect()
+    }
+
+    fn candidate(&mut self, birth: &Birth) -> Option<Candidate> {
+        let task = Task::open(birth.task.pid).ok()?;
+        let view = task.view().ok().filter(|view| view.task == birth.task)?;
+        let owner = view.parent.and_then(|parent| self.owner(parent));
+        Some(Candidate { task, view, owner })
+    }
+
+    /// What the process above a container says, when it is one of the host's root.
+    fn owner(&mut self, parent: TaskId) -> Option<Owner> {
+        let task = Task::open(parent.pid).ok()?;
+        let namespaces = task.namespaces();
+        let own = self.own?;
+        let is_host_root = task.uid().ok()? == 0 && namespaces.mnt == own.mnt && namespaces.user == own.user;
+        if !is_host_root || !task.is(parent) {
+            return None;
+        }
+        let owner = owner::read(&task.arguments(MAX_ARGUMENTS_LEN).ok()?)?;
+        let root = match &owner {
+            Owner::Shim { namespace } => ContainerId::new(namespace).ok().map(|namespace| {
+                let root = task.cwd().ok().and_then(|bundle| shims_root(&bundle));
+                root.unwrap_or_else(|| SHIMS_RUNC_ROOT.into()).join(namespace.as_str())
+            }),
+            Owner::Conmon { root, .. } => root.clone(),
+            Owner::Runtime { root } => Some(root.clone()),
+        };
+        if let Some(root) = root
+            && self.learnt_roots.len() < MAX_LEARNT_ROOTS
+        {
+            self.learnt_roots.insert(root);
+        }
+        Some(owner)
+    }
+
+    /// Every container that a state directory describes and that may be one of `candidates`.
+    fn places<'a>(&mut self, candidates: impl Iterator<Item = &'a Candidate>) -> HashMap<TaskId, Place> {
+        let mut wanted = BTreeSet::new();
+        let mut users = BTreeSet::new();
+        for candidate in candidates {
+            wanted.insert(candidate.view.task);
+            if candidate.view.uid != 0 {
+                users.insert(candidate.view.uid);
+            }
+        }
+        let mut places = HashMap::new();
+        if wanted.is_empty() {
+            return places;
+        }
+        let mut seen = HashMap::new();
+        for root in self.expanded_roots() {
+            self.search(&root, &wanted, &mut seen, &mut places);
+        }
+        for uid in users {
+            for runtime in ["runc", "crun"] {
+                self.search(Path::new(&format!("/run/user/{uid}/{runtime}")), &wanted, &mut seen, &mut places);
+            }
+        }
+        // What was not seen this time has been deleted: forgetting it bounds the memory.
+        self.read = seen;
+        places
+    }
+
+    fn expanded_roots(&self) -> BTreeSet<PathBuf> {
+        let mut expanded = BTreeSet::new();
+        for root in self.roots.iter().chain(&self.learnt_roots) {
+            if root.file_name().is_some_and(|name| name == "*") {
+                let parent = root.parent().unwrap_or(root);
+                let below = file::open_dir(parent).map(|dir| names(&dir, MAX_EXPANSION)).unwrap_or_default();
+                expanded.extend(below.iter().map(|name| parent.join(name)));
+            } else {
+                expanded.insert(root.clone());
+            }
+        }
+        expanded
+    }
+
+    /// Searches one root directory. One that is not there, or that may not be believed, says nothing.
+    fn search(
+        &mut self,
+        root: &Path,
+        wanted: &BTreeSet<TaskId>,
+        seen: &mut HashMap<PathBuf, Remembered>,
+        places: &mut HashMap<TaskId, Place>,
+    ) {
+        let Ok(dir) = file::open_dir(root) else { return };
+        let Some(domain) = fstat(&dir).ok().and_then(|stat| speaks_for(&stat)) else { return };
+        for name in names(&dir, MAX_CONTAINERS) {
+            let Ok(id) = ContainerId::new(&name) else { continue };
+            for (file_name, parse) in state_file::FORMATS {
+                let below = Path::new(&name).join(file_name);
+                let path = root.join(&below);
+                let Ok((opened, stat)) = file::open_regular(&dir, &below, Walk::Beneath, state_file::MAX_LEN) else {
+                    continue;
+                };
+                let version = Version::of(&stat);
+                let remembered = self.read.remove(&path).filter(|remembered| remembered.version == version);
+                let remembered = remembered.unwrap_or_else(|| {
+                    let content = file::read_all(opened, state_file::MAX_LEN).ok();
+                    Remembered { version, content: content.and_then(|bytes| parse(&bytes)) }
+                });
+                if let Some(file) = remembered.content.clone().filter(|file| wanted.contains(&file.task)) {
+                    // Both runtimes remove the FIFO that init waits on when the container starts.
+                    let waits = fstatat(&dir, &Path::new(&name).join("exec.fifo"), AtFlags::AT_SYMLINK_NOFOLLOW);
+                    let state = if waits.is_ok() { State::Created } else { State::Running };
+                    let id = id.clone();
+                    places.insert(file.task, Place { domain, root: root.to_owned(), id, state, file });
+                }
+                seen.insert(path, remembered);
+            }
+        }
+    }
+
+    /// All that is known of a container that was found.
+    fn state(&self, candidate: Candidate, place: &Place) -> Found {
+        let Candidate { task, view, owner } = candidate;
+        let Place { domain, root, id, state, file } = place;
+        let key = ContainerKey { domain: *domain, scope: scope::of(&file.bundle, root, id), id: id.clone() };
+        let mut statement = Statement {
+            task: Some(view.task),
+            namespaces: Some(view.namespaces),
+            state: Some(*state),
+            runtime: Some(scope::runtime(&file.bundle, id, file.oci)),
+            cgroup: Some(view.cgroup).filter(|cgroup| *cgroup != Cgroup::default()),
+            bundle: Some(file.bundle.to_string_lossy().into()),
+            ..Statement::default()
+        };
+        match owner {
+            Some(Owner::Conmon { id: named, name, .. }) if named == id.as_str() => statement.name = name,
+            _ => {}
+        }
+        match read_bundle(*domain, &file.bundle) {
+            Ok(facts) => facts.apply(&mut statement),
+            Err(reason) => {
+                self.stats.unreadable_bundles.fetch_add(1, Ordering::Relaxed);
+                statement.missing.push(("annotations", reason));
+            }
+        }
+        // What was read belongs to this process only if it is still the same one.
+        if task.is(view.task) { Found::Container { key, statement: Box::new(statement) } } else { Found::Gone }
+    }
+}
+
+/// Reads a bundle. A user's is left alone: its file system may be one that never answers.
+fn read_bundle(domain: Domain, bundle: &Path) -> Result<oci::OciFacts, Str> {
+    if domain != Domain::Host {
+        return Err("bundles of users' containers are not read".into());
+    }
+    let path = bundle.join("config.json");
+    let read = file::open_dir(bundle)
+        .and_then(|dir| file::read_regular(&dir, Path::new("config.json"), Walk::Free, oci::MAX_LEN as u64));
+    let bytes = read.map_err(|error| Str::from(format!("read `{}`: {error}", path.display())))?;
+    oci::parse(&bytes).map_err(|error| error.to_string().into())
+}
+
+/// The OCI runtime's root directory, where the shim's options name one: Docker's do.
+fn shims_root(bundle: &Path) -> Option<PathBuf> {
+    #[derive(serde::Deserialize)]
+    struct Options {
+        root: PathBuf,
+    }
+    let dir = file::open_dir(bundle).ok()?;
+    let bytes = file::read_regular(&dir, Path::new("options.json"), Walk::Beneath, 64 << 10).ok()?;
+    let options: Options = serde_json::from_slice(&bytes).ok()?;
+    options.root.is_absolute().then_some(options.root)
+}
+
+/// Whose word a directory is: its owner's, when nobody else can write to it.
+fn speaks_for(stat: &FileStat) -> Option<Domain> {
+    match stat.st_uid {
+        _ if stat.st_mode & 0o022 != 0 => None,
+        0 => Some(Domain::Host),
+        uid => Some(Domain::User(uid)),
+    }
+}
+
+/// Names in a directory, without the dots.
+fn names(dir: impl AsFd, max: usize) -> Vec<String> {
+    let again: Option<OwnedFd> = file::open_dir_at(dir, Path::new("."), Walk::Beneath).ok();
+    let Some(mut entries) = again.and_then(|dir| Dir::from_fd(dir).ok()) else { return Vec::new() };
+    let names = entries.iter().flatten().filter_map(|entry| {
+        let name = std::ffi::OsStr::from_bytes(entry.file_name().to_bytes());
+        Some(name.to_str()?.to_owned())
+    });
+    names.filter(|name| name != "." && name != "..").take(max).collect()
+}
+
+impl Version {
+    fn of(stat: &FileStat) -> Self {
+        Self { inode: stat.st_ino, len: stat.st_size, changed: (stat.st_ctime, stat.st_ctime_nsec) }
+    }
+}
