@@ -310,18 +310,17 @@ fn intervals(run: &Run, container: &Container, context: Context<'_>) -> (Interva
     // Where no cgroup of its own tells, the end of a pid namespace's init takes everybody along.
     let has_cgroup = container.cgroup.id.is_some_and(|id| id != context.host.cgroup_id);
     let emptied_at = context.cgroup.and_then(|cgroup| cgroup.emptied_at);
-    let closed = match (ended_at, run.shown.gone_at) {
-        (_, Some(gone_at)) => gone_at,
-        (Some(ended_at), None) if has_cgroup && context.live.contains(Kernel) => {
-            emptied_at.map_or(BootTime::MAX, |emptied_at| emptied_at.max(ended_at))
+    // An end is an event of the container's own, so its moment still belongs to it; another's birth does not.
+    let after = |end: BootTime| BootTime(end.0.saturating_add(1));
+    let told = match ended_at {
+        Some(ended_at) if has_cgroup && context.live.contains(Kernel) => {
+            emptied_at.map(|emptied_at| emptied_at.max(ended_at))
         }
-        (Some(ended_at), None) => ended_at,
-        (None, None) => BootTime::MAX,
+        ended_at => ended_at,
     };
-    let init_closed = run.shown.pid_reused_at.or(ended_at).unwrap_or(BootTime::MAX);
-    // The exit itself is an event of the container's, stamped a little before or after ours.
-    let after = |closed: BootTime| BootTime(closed.0.saturating_add(1));
-    (Interval { opened, closed: after(closed) }, Interval { opened: init_opened, closed: after(init_closed) })
+    let closed = told.map(after).into_iter().chain(run.shown.gone_at).min().unwrap_or(BootTime::MAX);
+    let init_closed = ended_at.map(after).into_iter().chain(run.shown.pid_reused_at).min().unwrap_or(BootTime::MAX);
+    (Interval { opened, closed }, Interval { opened: init_opened, closed: init_closed })
 }
 
 fn merged_cgroup(said: &mut Said<'_>, shown: Option<u64>, seen: Option<&CgroupSeen>) -> Cgroup {

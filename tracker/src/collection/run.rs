@@ -130,6 +130,8 @@ pub(crate) struct Run {
     /// Statements about this very run.
     pub statements: Statements,
     pub task: Option<TaskId>,
+    /// The init process that a source names which may only speak for its own user: the kernel has to show it first.
+    pub unproven_task: Option<TaskId>,
     pub creator: Option<TaskId>,
     pub shown: Shown,
     /// What the barrier did with its start.
@@ -151,6 +153,7 @@ impl Run {
             keys: Vec::new(),
             statements: Statements::default(),
             task: None,
+            unproven_task: None,
             creator: None,
             shown: Shown::default(),
             grade: None,
@@ -175,6 +178,7 @@ impl Run {
         }
         self.statements.absorb(other.statements);
         self.task = self.task.or(other.task);
+        self.unproven_task = self.unproven_task.or(other.unproven_task);
         self.creator = self.creator.or(other.creator);
         self.shown.absorb(other.shown);
         self.grade = self.grade.or(other.grade);

@@ -54,6 +54,7 @@ pub(crate) struct State {
     runs: HashMap<u64, Run>,
     claims: HashMap<ContainerKey, Claim>,
     by_task: HashMap<TaskId, u64>,
+    by_unproven_task: HashMap<TaskId, u64>,
     by_creator: HashMap<TaskId, u64>,
     by_parent: HashMap<TaskId, Vec<u64>>,
     by_generation: HashMap<u64, u64>,
@@ -96,6 +97,7 @@ impl State {
             runs: HashMap::new(),
             claims: HashMap::new(),
             by_task: HashMap::new(),
+            by_unproven_task: HashMap::new(),
             by_creator: HashMap::new(),
             by_parent: HashMap::new(),
             by_generation: HashMap::new(),
@@ -184,7 +186,9 @@ impl State {
         let of_task = self.by_task.get(&birth.task).copied();
         let made = birth.parent.and_then(|parent| self.by_creator.get(&parent).copied());
         let made = made.filter(|run| self.runs[run].task.is_none_or(|task| task == birth.task));
-        let run = match known.or(of_task).or(made) {
+        let unproven = self.by_unproven_task.get(&birth.task).copied();
+        let proven = unproven.filter(|run| self.runs[run].keys.iter().all(|key| admits(key.domain, Some(&birth))));
+        let run = match known.or(of_task).or(made).or(proven) {
             Some(run) => run,
             None if !self.admits_unvouched(birth.uid) => {
                 self.counts.unvouched_refused += 1;
@@ -199,6 +203,7 @@ impl State {
         self.tell(run, source, at, event);
         let run = self.join(run, of_task);
         let run = self.join(run, made);
+        let run = self.join(run, proven);
         self.show(run, birth);
         let shown = &mut self.run(run).shown;
         shown.seen_live |= seen_live;
@@ -356,31 +361,41 @@ impl State {
         };
         let with_task = task.and_then(|task| self.by_task.get(&task).copied());
         let with_task = with_task.filter(|run| {
-            let admitted = admits(key.domain, &self.runs[run]);
+            let admitted = admits(key.domain, self.runs[run].shown.birth.as_ref());
             self.counts.foreign_claims += u64::from(!admitted);
             admitted
         });
         let with_creator = creator.and_then(|creator| self.by_creator.get(&creator).copied());
         let child = creator.and_then(|creator| self.by_parent.get(&creator)?.first().copied());
-        let child = child.filter(|run| admits(key.domain, &self.runs[run]) && self.runs[run].creator.is_none());
-        // A container that was only announced, by nobody in particular, has come to life.
-        let announced = || own(self, &|run: &Run| run.task.is_none() && run.creator.is_none());
+        let child = child.filter(|run| {
+            let run = &self.runs[run];
+            admits(key.domain, run.shown.birth.as_ref()) && run.creator.is_none()
+        });
+        // A container that was only announced has come to life.
+        let announced =
+            own(self, &|run: &Run| run.task.is_none() && run.creator.is_none() && run.unproven_task.is_none());
         let waiting = || {
             task?;
             own(self, &|run: &Run| {
                 run.task.is_none() && run.aborted.is_none() && run.creator.is_none_or(|made| Some(made) == creator)
             })
         };
-        let found = with_task.or(with_creator).or(child).or_else(waiting).or_else(announced);
+        let found = with_task.or(with_creator).or(child).or_else(waiting).or(announced);
         let mut run = match found {
             Some(run) => run,
             None => self.new_run(at),
         };
-        for same in [with_task, with_creator, child] {
+        for same in [with_task, with_creator, child, announced] {
             run = self.join(run, same);
         }
-        if let (Some(task), None, true) = (task, self.runs[&run].task, with_task.is_none()) {
-            self.set_task(run, task);
+        if let (Some(task), None) = (task, self.runs[&run].task) {
+            match key.domain {
+                Domain::Host => self.set_task(run, task),
+                _ => {
+                    self.run(run).unproven_task = Some(task);
+                    self.by_unproven_task.entry(task).or_insert(run);
+                }
+            }
         }
         if let (Some(creator), None) = (creator, self.runs[&run].creator) {
             self.run(run).creator = Some(creator);
@@ -505,6 +520,9 @@ impl State {
             self.by_task.insert(task, elder);
             self.by_pid.insert(task.pid, elder);
         }
+        if let Some(task) = self.runs[&elder].unproven_task {
+            self.by_unproven_task.insert(task, elder);
+        }
         if let Some(creator) = creator {
             self.by_creator.insert(creator, elder);
         }
@@ -524,6 +542,7 @@ impl State {
             }
         };
         remove_if_own(&mut self.by_task, run.task);
+        remove_if_own(&mut self.by_unproven_task, run.unproven_task);
         remove_if_own(&mut self.by_creator, run.creator);
         if let Some(pid) = run.task.map(|task| task.pid).filter(|pid| self.by_pid.get(pid) == Some(&instance)) {
             self.by_pid.remove(&pid);
@@ -788,13 +807,12 @@ impl State {
     }
 }
 
-/// Whether a source that speaks for `domain` may say what a run is.
-fn admits(domain: Domain, run: &Run) -> bool {
-    match (domain, run.shown.birth) {
-        (Domain::Host, _) => true,
-        (Domain::User(uid), Some(birth)) => birth.uid == uid,
-        (Domain::User(_), None) => true,
-        (Domain::Container(_), _) => false,
+/// Whether a source that speaks for `domain` may say what the kernel shows.
+fn admits(domain: Domain, birth: Option<&Birth>) -> bool {
+    match domain {
+        Domain::Host => true,
+        Domain::User(uid) => birth.is_some_and(|birth| birth.uid == uid),
+        Domain::Container(_) => false,
     }
 }
 
@@ -803,3 +821,6 @@ fn tombstone_bytes(row: &Row) -> usize {
     let of_maps = maps.iter().flat_map(|map| map.iter()).map(|(key, value)| key.len() + value.len() + 64);
     TOMBSTONE_BASE_BYTES + of_maps.sum::<usize>()
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,6 +65,7 @@ impl Timeline {
     /// so the earlier one is closed at that birth even if nothing else told so.
     pub(crate) fn enter(&mut self, interval: Interval, container: Arc<Container>) {
         if !interval.is_open() {
+            self.live.take_if(|live| live.instance == container.instance);
             return self.bury(interval, container);
         }
         match self.live.take() {
