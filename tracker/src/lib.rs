@@ -23,3 +23,8 @@ pub use container::{Container, ContainerId, ContainerKey};
 pub use selector::Selector;
 pub use time::BootTime;
 pub use tracker::{Handle, StartError, Tracker};
+
+/// Compiles the README's example.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;
