@@ -263,10 +263,10 @@ fn start_writer(writer: Writer) -> Result<JoinHandle<()>, StartError> {
 
 /// The host's namespaces are those of pid 1; its cgroup is the v2 hierarchy's root.
 fn look_at_host() -> io::Result<Host> {
-    let namespaces = Task::open(1)?.namespaces();
-    if namespaces.mnt == 0 {
-        return Err(io::ErrorKind::PermissionDenied.into());
-    }
+    // Pid 1 may have a capability that we lack, and is then not ours to look at; kthreadd (pid 2) shares its namespaces
+    // and has none of its own.
+    let of = |pid| Task::open(pid).map(|task| task.namespaces()).ok().filter(|namespaces| namespaces.mnt != 0);
+    let namespaces = of(1).or_else(|| of(2)).ok_or(io::ErrorKind::PermissionDenied)?;
     Ok(Host { namespaces, cgroup_id: crate::source::task::root_cgroup_id().unwrap_or(0) })
 }
 
