@@ -27,6 +27,19 @@ pub enum Condition {
     Refused,
 }
 
+impl Condition {
+    /// Its name, as printed and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Condition::Starting => "starting",
+            Condition::Live => "live",
+            Condition::Degraded => "degraded",
+            Condition::Waiting => "waiting",
+            Condition::Refused => "refused",
+        }
+    }
+}
+
 /// One line of `tracker sources`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Health {
