@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::collection;
+use crate::{collection, server};
 
 /// The whole configuration. Everything has a default, so that an empty file is a valid one.
 ///
@@ -20,6 +20,8 @@ pub struct Config {
     pub node: Option<String>,
     /// How much is kept, and for how long.
     pub collection: collection::config::Config,
+    /// The debug socket. The library does not serve it by itself: [`crate::server::Server`] does.
+    pub server: server::Config,
 }
 
 /// Why a configuration cannot be used.

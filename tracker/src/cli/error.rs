@@ -75,6 +75,7 @@ impl Failure {
         match self {
             Failure::Usage { .. } => ExitCode::from(2),
             Failure::NotFound(_) => ExitCode::from(3),
+            Failure::Client(ClientError::Refused { status: 400, .. }) => ExitCode::from(2),
             Failure::Client(error) if is_not_found(error) => ExitCode::from(3),
             _ => ExitCode::FAILURE,
         }

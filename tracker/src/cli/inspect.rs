@@ -41,10 +41,8 @@ pub(crate) async fn run(inspect: Inspect, client: &Client, out: &mut impl Write)
     let container: Container = client.get(&path, &[]).await?;
     if inspect.oci {
         let config = read_config(&container)?;
-        return Ok(match inspect.output {
-            Format::Yaml => output::yaml(out, &config)?,
-            _ => output::json(out, &config)?,
-        });
+        let print = if inspect.output == Format::Yaml { output::yaml } else { output::json };
+        return Ok(print(out, &config)?);
     }
     match inspect.output {
         Format::Json => Ok(output::json(out, &container)?),

@@ -6,10 +6,12 @@ mod completions;
 mod doctor;
 mod dump;
 mod error;
+mod explain;
 mod inspect;
 mod lookup;
 mod output;
 mod ps;
+mod run;
 mod sources;
 mod watch;
 
@@ -29,18 +31,22 @@ use self::error::Failure;
 #[command(name = "tracker", version, arg_required_else_help = true, max_term_width = 100)]
 pub(crate) struct Arguments {
     /// The tracker's debug socket.
-    #[arg(long, global = true, env = "TRACKER_SOCKET", default_value = DEFAULT_SOCKET, value_name = "PATH")]
-    socket: PathBuf,
+    ///
+    /// Without it: where the configuration says (`run`), else /run/tracker/tracker.sock.
+    #[arg(long, global = true, env = "TRACKER_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Run(run::Run),
     Ps(ps::Ps),
     Inspect(inspect::Inspect),
     Lookup(lookup::Ask),
     Watch(watch::Watch),
+    Explain(explain::Explain),
     Sources(sources::Sources),
     Dump(dump::Dump),
     Doctor(doctor::Doctor),
@@ -63,6 +69,10 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
 
 fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Failure> {
     let Arguments { socket, command } = arguments;
+    if let Command::Run(run) = command {
+        return run::run(run, socket);
+    }
+    let socket = socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
     match command {
         Command::Doctor(doctor) => doctor::run(&doctor, &socket, out),
         Command::Completions(completions) => completions::run(&completions, out),
@@ -79,9 +89,12 @@ async fn ask(command: Command, client: &Client, out: &mut impl Write) -> Result<
         Command::Inspect(inspect) => inspect::run(inspect, client, out).await,
         Command::Lookup(lookup) => lookup::run(lookup, client, out).await,
         Command::Watch(watch) => watch::run(watch, client, out).await,
+        Command::Explain(explain) => explain::run(explain, client, out).await,
         Command::Sources(sources) => sources::run(sources, client, out).await,
         Command::Dump(dump) => dump::run(dump, client, out).await,
-        Command::Doctor(_) | Command::Completions(_) => unreachable!("these need no tracker and are done before"),
+        Command::Run(_) | Command::Doctor(_) | Command::Completions(_) => {
+            unreachable!("these need no running tracker and were done before")
+        }
     }
 }
 
@@ -99,7 +112,7 @@ mod tests {
     #[test]
     fn the_socket_can_be_named_before_and_after_the_command() {
         for line in [["tracker", "--socket", "/s", "ps"], ["tracker", "ps", "--socket", "/s"]] {
-            assert_eq!(Arguments::try_parse_from(line).unwrap().socket, PathBuf::from("/s"));
+            assert_eq!(Arguments::try_parse_from(line).unwrap().socket, Some(PathBuf::from("/s")));
         }
     }
 

@@ -19,7 +19,7 @@ pub(crate) struct Sources {
 const COLUMNS: &[Column<SourceLine>] = &[
     Column { name: "source", wide: false, cell: |line| Cell::text(line.source.name()) },
     Column { name: "what", wide: false, cell: |line| Cell::text(&*line.what) },
-    Column { name: "condition", wide: false, cell: |line| condition(line) },
+    Column { name: "condition", wide: false, cell: |line| Cell::text(line.condition.name()) },
     Column { name: "since", wide: false, cell: |line| Cell::age(line.since) },
     Column { name: "changes", wide: true, cell: |line| Cell::number(line.changes) },
     Column { name: "detail", wide: false, cell: |line| Cell::text(&*line.detail) },
@@ -28,9 +28,4 @@ const COLUMNS: &[Column<SourceLine>] = &[
 pub(crate) async fn run(sources: Sources, client: &Client, out: &mut impl Write) -> Result<(), Failure> {
     let lines: Vec<SourceLine> = client.get("/v1/sources", &[]).await?;
     output::list(out, lines, COLUMNS, |line| line.source.name(), &sources.list)
-}
-
-fn condition(line: &SourceLine) -> Cell {
-    let name = serde_json::to_value(line.condition);
-    name.ok().as_ref().and_then(|name| name.as_str()).into()
 }

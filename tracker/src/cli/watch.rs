@@ -68,7 +68,7 @@ fn names(out: &mut impl Write, line: &WatchLine) -> std::io::Result<()> {
         WatchLine::Added { after: container, .. }
         | WatchLine::Updated { after: container, .. }
         | WatchLine::Removed { before: container, .. } => writeln!(out, "{}", escape(&container.id)),
-        WatchLine::Lagged => Ok(()),
+        WatchLine::Lagged { .. } => Ok(()),
     }
 }
 
@@ -86,7 +86,9 @@ fn people(out: &mut impl Write, line: &WatchLine) -> std::io::Result<()> {
         WatchLine::Added { after, .. } => print("added", after, &image(after)),
         WatchLine::Updated { before, after, .. } => print("updated", after, &difference(before, after)),
         WatchLine::Removed { before, .. } => print("removed", before, ""),
-        WatchLine::Lagged => writeln!(out, "{now}  lagged   changes were missed; what is there now follows"),
+        WatchLine::Lagged { missed } => {
+            writeln!(out, "{now}  lagged   {missed} changes were missed; what is there now follows")
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
 use super::api::Refusal;
+use crate::collection::door::Ended;
 
 /// A request that is not fulfilled: status and reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +48,12 @@ impl Refused {
     pub(super) fn remedy(mut self, remedy: impl Into<String>) -> Self {
         self.refusal.remedy = Some(remedy.into());
         self
+    }
+}
+
+impl From<Ended> for Refused {
+    fn from(_: Ended) -> Self {
+        Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the tracker is ending".to_owned())
     }
 }
 

@@ -4,8 +4,6 @@
 //! already has the right shape, it is used as it is. Readers ignore fields that they do not know, so fields may be
 //! added; none changes its meaning.
 
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Serialize};
 
 use super::clock::{Wall, WallClock};
@@ -194,7 +192,10 @@ pub enum WatchLine {
         before: Box<Container>,
     },
     /// The reader was too slow and missed changes; a bundle follows.
-    Lagged,
+    Lagged {
+        /// How many changes it missed.
+        missed: u64,
+    },
 }
 
 /// One source's condition.
@@ -229,6 +230,52 @@ impl SourceLine {
     }
 }
 
+/// A container's story: who saw it when, whose word each field is, what is missing and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Story {
+    /// The container as it is now.
+    pub container: Container,
+    /// What happened, in the order in which it happened.
+    pub timeline: Vec<StoryLine>,
+    /// Lines from the middle of its life that were not kept.
+    pub left_out: u32,
+    /// Whose word each known field is.
+    pub fields: Vec<Provenance>,
+    /// What one would expect to know and does not.
+    pub missing: Vec<Missing>,
+}
+
+/// One line of a story.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StoryLine {
+    /// When it was so.
+    pub at: Wall,
+    /// The same in nanoseconds since boot.
+    pub boot_ns: u64,
+    /// Who said so.
+    pub source: Source,
+    /// What, in words.
+    pub text: String,
+}
+
+/// Whose word a field is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The field.
+    pub field: Str,
+    /// Whose word it is.
+    pub source: Source,
+}
+
+/// A field that is not known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// The field.
+    pub field: Str,
+    /// Why it is not known.
+    pub reason: Str,
+}
+
 /// The body of every answer that is not 2xx.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
@@ -254,9 +301,6 @@ pub struct Probe {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub waiting_for: Vec<String>,
 }
-
-/// Counters by name, for `GET /v1/dump`.
-pub type Counters = BTreeMap<String, u64>;
 
 #[cfg(test)]
 pub(crate) mod tests {
@@ -360,7 +404,8 @@ pub(crate) mod tests {
     fn lines_of_a_watch_name_their_type() {
         let bundle = WatchLine::Bundle { sequence: 3, containers: vec![] };
         assert_eq!(serde_json::to_string(&bundle).unwrap(), r#"{"type":"bundle","sequence":3,"containers":[]}"#);
-        assert_eq!(serde_json::to_string(&WatchLine::Lagged).unwrap(), r#"{"type":"lagged"}"#);
+        let lagged = WatchLine::Lagged { missed: 7 };
+        assert_eq!(serde_json::to_string(&lagged).unwrap(), r#"{"type":"lagged","missed":7}"#);
         let removed = WatchLine::Removed { sequence: 4, before: Box::new(on_the_wire(&bare("c1"))) };
         let text = serde_json::to_string(&removed).unwrap();
         assert_eq!(serde_json::from_str::<WatchLine>(&text).unwrap(), removed);

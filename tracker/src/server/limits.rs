@@ -12,12 +12,12 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request};
+use axum::extract::DefaultBodyLimit;
 use axum::response::{IntoResponse, Response};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -28,7 +28,7 @@ use tokio_util::task::TaskTracker;
 use super::answer::Refused;
 
 /// The bounds of the debug socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
 pub struct Limits {
     /// Connections at the same time; one more is answered 503.
@@ -170,11 +170,6 @@ fn tower_service(
         request.extensions_mut().insert(peer);
         hyper::service::Service::call(&service, request)
     })
-}
-
-/// The peer of a request: every connection has one.
-pub(super) fn peer_of(request: &Request) -> Option<Peer> {
-    request.extensions().get::<Peer>().copied()
 }
 
 fn peer(stream: &UnixStream) -> Option<Peer> {

@@ -13,13 +13,15 @@ use prost_types::Any;
 use super::events::{MAX_IMAGE_NAME_LEN, boot_time};
 use crate::container::{ContainerId, Image, Kind, Pod, Runtime, Str};
 use crate::enrich::oci::{self, MAX_ENTRIES, MAX_KEY_LEN, MAX_VALUE_LEN};
-use crate::enrich::scope;
 use crate::fact::Statement;
 
 /// Bytes of all of a container's labels together.
 const MAX_LABELS_LEN: usize = 64 * 1024;
 /// Bytes of any other name that is kept.
 const MAX_NAME_LEN: usize = 1024;
+
+/// The containerd namespace that Docker keeps its containers in.
+const DOCKER_NAMESPACE: &str = "moby";
 
 /// What a container's record says.
 #[derive(Clone, Debug, Default)]
@@ -50,7 +52,7 @@ pub(super) fn describe(namespace: &Str, id: &ContainerId, container: Container) 
     if !container.image.is_empty() && container.image.len() <= MAX_IMAGE_NAME_LEN {
         statement.image = Some(Image { name: Some(container.image.into()), id: None, digest: None });
     }
-    if scope::manager(namespace) == "docker" {
+    if &**namespace == DOCKER_NAMESPACE {
         for field in ["name", "image", "labels"] {
             statement.missing.push((field, "dockerd does not tell containerd".into()));
         }
@@ -111,13 +113,14 @@ fn pod(labels: &BTreeMap<Str, Str>, kind: Option<Kind>, id: &ContainerId, sandbo
 }
 
 fn runtime(namespace: &Str, runtime: Option<containerd_client::services::v1::container::Runtime>) -> Runtime {
+    let name = if &**namespace == DOCKER_NAMESPACE { "docker" } else { "containerd" };
     let (handler, options) = runtime.map(|runtime| (runtime.name, runtime.options)).unwrap_or_default();
     let oci = options.as_ref().and_then(oci_binary).or_else(|| {
         // The shim's own default, where its options do not name another.
         handler.starts_with("io.containerd.runc.").then(|| "runc".into())
     });
     let handler = (!handler.is_empty() && handler.len() <= MAX_NAME_LEN).then(|| handler.into());
-    Runtime { name: Some(scope::manager(namespace).into()), namespace: Some(Arc::clone(namespace)), handler, oci }
+    Runtime { name: Some(name.into()), namespace: Some(Arc::clone(namespace)), handler, oci }
 }
 
 /// The two fields of `containerd.runc.v1.Options` that tell which OCI runtime the shim calls. The type belongs to the

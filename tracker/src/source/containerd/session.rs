@@ -25,16 +25,15 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Streaming;
 use tracing::{debug, warn};
 
-use super::Peer;
 use super::client::{CallError, Client, file_id, next_event};
 use super::describe::{Description, describe};
 use super::events::{self, boot_time};
 use super::images::{self, Manifest};
 use super::ledger::{ListedTask, Name, Wish, with_image};
 use super::process::identity;
+use super::{Peer, scope};
 use crate::collection::door::Ended;
 use crate::container::{ContainerId, ContainerKey, Domain, Image, State, Str};
-use crate::enrich::scope;
 use crate::fact::{Fact, Source, Statement, What};
 use crate::source::supervise::End;
 use crate::time::BootTime;
@@ -267,7 +266,7 @@ impl<'a> Session<'a> {
     }
 
     fn state_list(&mut self, namespace: &Str, at: BootTime, wishes: Vec<Wish>, facts: &mut Vec<Fact>) {
-        let scope = scope::containerd(namespace);
+        let scope = scope(namespace);
         let keys = wishes.iter().filter_map(|wish| match wish {
             Wish::State { name, .. } => Some(key(name)),
             _ => None,
@@ -343,7 +342,7 @@ impl<'a> Session<'a> {
             }
             Wish::ForgetImage { namespace, name } => self.peer.images.forget(&namespace, &name),
             Wish::ForgetNamespace(namespace) => {
-                let scope = scope::containerd(&namespace);
+                let scope = scope(&namespace);
                 let keys = self.peer.roster.replace(&self.peer.path, &scope, vec![]);
                 facts.push(fact(BootTime::now(), What::Listed { scope, keys }));
             }
@@ -531,7 +530,7 @@ fn image_name(statement: &Statement) -> Option<Str> {
 }
 
 fn key(name: &Name) -> ContainerKey {
-    ContainerKey { domain: Domain::Host, scope: scope::containerd(&name.namespace), id: name.id.clone() }
+    ContainerKey { domain: Domain::Host, scope: scope(&name.namespace), id: name.id.clone() }
 }
 
 fn live(live: bool) -> Fact {

@@ -1,0 +1,282 @@
+//! What each path answers. Handlers look up, convert and return; whatever takes longer is a stream of its own.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::answer::{Refused, json};
+use super::api::{self, Answer, Missing, Probe, Provenance, SourceLine, StoryLine};
+use super::clock::WallClock;
+use super::limits::Limits;
+use super::query::{self, ListQuery, LookupQuery, Moment, Number};
+use super::watch;
+use crate::collection::story::{Story, Who};
+use crate::collection::view::{ById, Group, Lookup, Reader};
+use crate::container::{Container, Kind, Pod, Str};
+use crate::metrics;
+use crate::selector::Selector;
+use crate::source::health::Condition;
+use crate::tracker::Handle;
+
+/// What all requests share.
+pub(super) struct Face {
+    pub(super) tracker: Handle,
+    pub(super) node: Str,
+    pub(super) clock: WallClock,
+    pub(super) watchers: Arc<Semaphore>,
+    pub(super) limits: Limits,
+    pub(super) cancel: CancellationToken,
+}
+
+pub(super) type Shared = State<Arc<Face>>;
+
+pub(super) fn router(face: Arc<Face>) -> Router {
+    Router::new()
+        .route("/v1/containers", get(containers))
+        .route("/v1/containers/{id}", get(container))
+        .route("/v1/lookup", get(lookup))
+        .route("/v1/watch", get(watch::watch))
+        .route("/v1/explain", get(explain_number))
+        .route("/v1/explain/{id}", get(explain))
+        .route("/v1/sources", get(sources))
+        .route("/v1/dump", get(dump))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .with_state(face)
+}
+
+impl Face {
+    pub(super) fn wire(&self, container: &Container) -> api::Container {
+        api::Container::new(container, &self.node, &self.clock)
+    }
+
+    fn reader(&self) -> Reader {
+        self.tracker.reader()
+    }
+}
+
+async fn containers(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
+    let query = query::list(&query.unwrap_or_default())?;
+    let (kinds, selector) = (shown(&query), selector(&query)?);
+    let mut reader = face.reader();
+    let mut containers: Vec<_> =
+        reader.select(&selector).filter(|c| kinds.is_empty() || kinds.contains(&c.kind)).collect();
+    // Newest first, as `docker ps` has it; those of whom the birth is not known last.
+    containers.sort_by_key(|container| std::cmp::Reverse((container.created_at, container.instance)));
+    let containers: Vec<_> = containers.into_iter().map(|container| face.wire(container)).collect();
+    Ok(json(StatusCode::OK, &containers))
+}
+
+/// The kinds that a list shows; none for all. Without being asked for others, that is what a runtime calls a container.
+pub(super) fn shown(query: &ListQuery) -> Vec<Kind> {
+    match (query.kind, query.all) {
+        (Some(kind), _) => vec![kind],
+        (None, true) => Vec::new(),
+        (None, false) => vec![Kind::Container],
+    }
+}
+
+pub(super) fn selector(query: &ListQuery) -> Result<Selector, Refused> {
+    let Some(text) = &query.selector else { return Ok(Selector::everything()) };
+    Selector::parse(text).map_err(|error| {
+        let mut refused = Refused::bad(error.to_string()).remedy("for example label:app=web,state in (running,paused)");
+        refused.refusal.column = Some(error.column());
+        refused
+    })
+}
+
+async fn container(State(face): Shared, id: Result<Path<String>, PathRejection>) -> Result<Response, Refused> {
+    let Path(id) = id.map_err(|error| Refused::bad(error.body_text()))?;
+    let mut reader = face.reader();
+    let container = by_id(&mut reader, &id)?;
+    Ok(json(StatusCode::OK, &face.wire(container)))
+}
+
+fn by_id<'r>(reader: &'r mut Reader, id: &str) -> Result<&'r Container, Refused> {
+    match reader.by_id(id) {
+        ById::Found(container) => Ok(container),
+        ById::Unknown => Err(no_such_container(id)),
+        ById::Ambiguous(candidates) => {
+            let mut refused =
+                Refused::conflict(format!("`{}` could be {} containers", id.escape_debug(), candidates.len()))
+                    .remedy("give more of the id");
+            refused.refusal.candidates = candidates.into_iter().take(MAX_CANDIDATES).map(|c| c.id.clone()).collect();
+            Err(refused)
+        }
+    }
+}
+
+/// Candidates that are listed when an id is ambiguous.
+const MAX_CANDIDATES: usize = 20;
+
+fn no_such_container(id: &str) -> Refused {
+    Refused::not_found(format!("there is no container `{}`", id.escape_debug())).remedy("see `tracker ps --all`")
+}
+
+async fn lookup(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
+    let LookupQuery { number, at } = query::lookup(&query.unwrap_or_default())?;
+    let now = crate::BootTime::now();
+    let then = at.map(|at| match at {
+        Moment::Boot(at) => at,
+        Moment::Wall(at) => face.clock.boot(at),
+    });
+    let mut reader = face.reader();
+    let (answer, containers) = match (number, then) {
+        (Number::MountNs(ns), None) => one(reader.by_mntns(ns)),
+        (Number::MountNs(ns), Some(at)) => one(reader.by_mntns_at(ns, at)),
+        (Number::NetNs(ns), None) => many(reader.by_netns(ns)),
+        (Number::NetNs(ns), Some(at)) => many(reader.by_netns_at(ns, at)),
+        (Number::Cgroup(id), None) => many(reader.by_cgroup(id)),
+        (Number::Cgroup(id), Some(at)) => many(reader.by_cgroup_at(id, at)),
+        (Number::Pid(pid), None) => one(reader.by_pid(pid)),
+        (Number::Pid(pid), Some(at)) => one(reader.by_pid_at(pid, at)),
+    };
+    let lookup = api::Lookup {
+        answer,
+        at: face.clock.wall(then.unwrap_or(now)),
+        pod: common_pod(&containers).cloned(),
+        containers: containers.into_iter().map(|container| face.wire(container)).collect(),
+    };
+    Ok(json(StatusCode::OK, &lookup))
+}
+
+fn one(lookup: Lookup<'_>) -> (Answer, Vec<&Container>) {
+    match lookup {
+        Lookup::Container(container) => (Answer::Containers, vec![container]),
+        Lookup::Host => (Answer::Host, Vec::new()),
+        Lookup::Unknown => (Answer::Unknown, Vec::new()),
+    }
+}
+
+fn many(group: Group<'_>) -> (Answer, Vec<&Container>) {
+    match group {
+        Group::Containers(containers) => (Answer::Containers, containers.collect()),
+        Group::Host => (Answer::Host, Vec::new()),
+        Group::Unknown => (Answer::Unknown, Vec::new()),
+    }
+}
+
+/// The pod, if all of them belong to one and the same.
+fn common_pod<'c>(containers: &[&'c Container]) -> Option<&'c Pod> {
+    let same = |a: &Pod, b: &Pod| (&a.uid, &a.namespace, &a.name) == (&b.uid, &b.namespace, &b.name);
+    let mut pods = containers.iter().map(|container| container.pod.as_ref());
+    let first = pods.next()??;
+    pods.all(|pod| pod.is_some_and(|pod| same(first, pod))).then_some(first)
+}
+
+async fn explain(State(face): Shared, id: Result<Path<String>, PathRejection>) -> Result<Response, Refused> {
+    let Path(id) = id.map_err(|error| Refused::bad(error.body_text()))?;
+    // An ambiguous prefix is told with its candidates; a name is no prefix of an id, and the story's own affair.
+    if let Err(refused) = by_id(&mut face.reader(), &id)
+        && refused.status == StatusCode::CONFLICT
+    {
+        return Err(refused);
+    }
+    let story = face.tracker.explain(Who::Id(id.as_str().into())).await?;
+    story.map(|story| tell(&face, &story)).ok_or_else(|| no_such_container(&id))
+}
+
+async fn explain_number(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
+    let number = query::explain(&query.unwrap_or_default())?;
+    let (who, asked) = match number {
+        Number::MountNs(ns) => (Who::Mntns(ns), format!("mount ns {ns}")),
+        Number::Pid(pid) => (Who::Pid(pid), format!("init pid {pid}")),
+        Number::NetNs(_) | Number::Cgroup(_) => unreachable!("the query takes no such parameters"),
+    };
+    let story = face.tracker.explain(who).await?;
+    story.map(|story| tell(&face, &story)).ok_or_else(|| {
+        Refused::not_found(format!("no container has the {asked} now"))
+            .remedy("ask `tracker lookup` whether it is the host's, or `tracker explain` with the container's id")
+    })
+}
+
+fn tell(face: &Face, story: &Story) -> Response {
+    let timeline = story.lines.iter().map(|line| StoryLine {
+        at: face.clock.wall(line.at),
+        boot_ns: line.at.0,
+        source: line.source,
+        text: line.text.clone(),
+    });
+    let fields = story.provenance.iter().map(|(field, source)| Provenance { field: (*field).into(), source: *source });
+    let missing =
+        story.missing.iter().map(|(field, reason)| Missing { field: (*field).into(), reason: reason.clone() });
+    let story = api::Story {
+        container: face.wire(&story.container),
+        timeline: timeline.collect(),
+        left_out: story.lines_left_out,
+        fields: fields.collect(),
+        missing: missing.collect(),
+    };
+    json(StatusCode::OK, &story)
+}
+
+async fn sources(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
+    query::none(&query.unwrap_or_default())?;
+    Ok(json(StatusCode::OK, &source_lines(&face)))
+}
+
+fn source_lines(face: &Face) -> Vec<SourceLine> {
+    face.tracker.health().iter().map(|health| SourceLine::new(health, &face.clock)).collect()
+}
+
+async fn livez(State(face): Shared) -> Response {
+    // The writer is the heart: it lives while it answers.
+    let ok = tokio::time::timeout(HEARTBEAT, face.tracker.figures()).await.is_ok_and(|figures| figures.is_ok());
+    let waiting_for = if ok { Vec::new() } else { vec!["the collection's writer".to_owned()] };
+    probe(Probe { ok, waiting_for })
+}
+
+/// How long a living writer may take to answer: a full queue is some 16 ms of work.
+const HEARTBEAT: std::time::Duration = std::time::Duration::from_secs(2);
+
+async fn readyz(State(face): Shared) -> Response {
+    let starting = face.tracker.health().into_iter().filter(|line| line.condition == Condition::Starting);
+    let waiting_for: Vec<_> = starting.map(|line| format!("{} {}", line.source, line.what)).collect();
+    probe(Probe { ok: waiting_for.is_empty(), waiting_for })
+}
+
+fn probe(probe: Probe) -> Response {
+    json(if probe.ok { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, &probe)
+}
+
+async fn metrics(State(face): Shared) -> Response {
+    let text = metrics::encode(&face.tracker).await;
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response()
+}
+
+async fn dump(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
+    query::none(&query.unwrap_or_default())?;
+    let mut reader = face.reader();
+    let containers: Vec<_> = reader.all().map(|container| face.wire(container)).collect();
+    let state = serde_json::json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "node": face.node,
+        "now": face.clock.wall(crate::BootTime::now()),
+        "sequence": reader.sequence(),
+        "limits": face.limits,
+        "sources": source_lines(&face),
+        "metrics": metrics::encode(&face.tracker).await.lines().filter(|line| !line.starts_with('#')).collect::<Vec<_>>(),
+        "containers": containers,
+    });
+    Ok(json(StatusCode::OK, &state))
+}
+
+async fn no_such_path(request: Request) -> Refused {
+    Refused::not_found(format!("there is nothing at {}", request.uri().path().escape_debug()))
+        .remedy("the paths begin with /v1/containers, /v1/lookup, /v1/watch, /v1/explain and /v1/sources")
+}
+
+async fn no_such_method(request: Request) -> Refused {
+    let error = format!("{} cannot be used on {}", request.method(), request.uri().path().escape_debug());
+    Refused { status: StatusCode::METHOD_NOT_ALLOWED, ..Refused::bad(error) }
+}
