@@ -1,2 +1,18 @@
-//! The ABI between the kernel side and the user side.
+//! What the kernel side and the user side agree on.
+//!
+//! - [`record`]: the bytes that travel from the kernel to user space, and how they are decoded.
+//! - [`table`]: keys and values of the BPF maps, among them the one that other BPF programs may look up.
+//! - [`layout`]: where the running kernel keeps the fields that the probes read.
+//! - [`life`]: what the probes decide once a task has been read; plain functions, tested without a kernel.
 #![no_std]
+
+#[cfg(test)]
+extern crate std;
+
+pub mod record;
+
+pub mod table;
+
+pub mod layout;
+
+pub mod life;

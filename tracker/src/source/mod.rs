@@ -8,3 +8,7 @@ pub mod health;
 pub mod proc;
 pub mod supervise;
 pub mod task;
+
+pub mod kernel;
+
+pub mod scan;

@@ -1,0 +1,144 @@
+//! The loop of the kernel source's thread: wait, drain, decode, state facts.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use nix::errno::Errno;
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use tracker_common::life;
+use tracker_common::record::{ProcessRecord, Record};
+
+use super::pace::Pace;
+use super::translate::translate;
+use super::{Kernel, KernelError, Stats};
+use crate::collection::door::{Ended, Facts};
+use crate::fact::{Fact, Source};
+use crate::source::health::{Condition, HealthBoard};
+use crate::source::scan::AuditRequest;
+
+/// Facts of one step; a burst beyond it is stated in several.
+const BATCH: usize = 1024;
+
+/// Batches of one drain. More than this keeps coming: the tick after the drain goes on.
+const BATCHES: usize = 64;
+
+/// What ended a wait.
+const RING: u64 = 0;
+const STOP: u64 = 1;
+
+impl Kernel {
+    /// Reports records as facts until `stop` becomes readable (an eventfd, or a pipe's end) or the collection has ended.
+    /// For a thread of its own.
+    ///
+    /// Waits while the collection's queue is full; the ring buffer then fills, and counts its loss.
+    pub fn run(
+        self,
+        facts: &Facts,
+        stop: BorrowedFd<'_>,
+        audits: &AuditRequest,
+        stats: &Stats,
+        health: &HealthBoard,
+    ) -> Result<(), KernelError> {
+        let (condition, detail) = self.condition();
+        health.report(Source::Kernel, "tp_btf", condition, &detail);
+        let ended = self.run_with(|batch| facts.state_blocking(batch), stop, audits, stats);
+        match &ended {
+            Ok(()) => health.report(Source::Kernel, "tp_btf", Condition::Refused, "stopped"),
+            Err(error) => health.report(Source::Kernel, "tp_btf", Condition::Refused, &error.to_string()),
+        };
+        ended
+    }
+
+    /// The same without a collection: `state` is called with each batch, and ends the loop with an error.
+    pub fn run_with(
+        mut self,
+        mut state: impl FnMut(Vec<Fact>) -> Result<(), Ended>,
+        stop: BorrowedFd<'_>,
+        audits: &AuditRequest,
+        stats: &Stats,
+    ) -> Result<(), KernelError> {
+        let epoll = self.watch(stop).map_err(|source| KernelError::Wait { what: "watch the ring buffer", source })?;
+        let mut pace = Pace::default();
+        let mut events = [EpollEvent::empty(); 4];
+        loop {
+            let Ok(drained) = self.drain(&mut state, stats) else { return Ok(()) };
+            if stats.take(&self.shared.read()) {
+                audits.ask();
+            }
+            (self.flush_log)();
+            pace.drained(drained);
+            let timeout = pace
+                .sleep()
+                .map_or(EpollTimeout::NONE, |sleep| EpollTimeout::try_from(sleep).unwrap_or(EpollTimeout::MAX));
+            let ready = match epoll.wait(&mut events, timeout) {
+                Ok(ready) => ready,
+                Err(Errno::EINTR) => 0,
+                Err(errno) => {
+                    return Err(KernelError::Wait { what: "wait for the ring buffer", source: errno.into() });
+                }
+            };
+            stats.wakes.fetch_add(1, Ordering::Relaxed);
+            if events[..ready].iter().any(|event| event.data() == STOP) {
+                return Ok(());
+            }
+        }
+    }
+
+    fn watch(&self, stop: BorrowedFd<'_>) -> io::Result<Epoll> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        // Edge-triggered: only a wake-up by the kernel side counts, not that something unread lies there.
+        epoll.add(self.ring.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLET, RING))?;
+        epoll.add(stop, EpollEvent::new(EpollFlags::EPOLLIN, STOP))?;
+        Ok(epoll)
+    }
+
+    fn condition(&self) -> (Condition, String) {
+        if self.machine.has_unique_ids() {
+            return (Condition::Live, String::new());
+        }
+        let detail =
+            "mount namespaces have no unique ids here: a reused number is told apart by its time of birth alone";
+        (Condition::Degraded, detail.into())
+    }
+
+    /// States what lies in the ring buffer; returns how many records that were.
+    fn drain(&mut self, state: &mut impl FnMut(Vec<Fact>) -> Result<(), Ended>, stats: &Stats) -> Result<usize, Ended> {
+        let v2 = self.machine.hierarchy == 0;
+        let mut total = 0;
+        for _ in 0..BATCHES {
+            let mut batch: Vec<Fact> = Vec::new();
+            while batch.len() < BATCH {
+                let Some(bytes) = self.ring.next() else { break };
+                total += 1;
+                match Record::decode(&bytes) {
+                    Ok(Record::Process(_, record)) if is_superseded(&self.known, &record) => count(&stats.superseded),
+                    Ok(record) => {
+                        if matches!(record, Record::Cgroup { truncated: true, .. }) {
+                            count(&stats.cut_paths);
+                        }
+                        translate(&record, v2, &mut batch);
+                    }
+                    Err(_) => count(&stats.malformed),
+                }
+            }
+            if batch.is_empty() {
+                break;
+            }
+            state(batch)?;
+        }
+        stats.records.fetch_add(total as u64, Ordering::Relaxed);
+        Ok(total)
+    }
+}
+
+/// Whether the birth is that of a later process in a namespace that was there before us, which the scan has found since:
+/// the first fork in such a namespace looks like its birth.
+fn is_superseded(known: &super::KnownTable, record: &ProcessRecord) -> bool {
+    record.flags & ProcessRecord::BORN != 0
+        && known.get(life::key(&record.task)).is_some_and(|known| known.init_start < record.task.start_ns)
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

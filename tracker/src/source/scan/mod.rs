@@ -1,0 +1,259 @@
+//! The scan: everything in a mount namespace that is not the host's, and which process is its init.
+//!
+//! Runs at start, every minute as an audit, and when something was lost. One read of the BPF task iterator sees every
+//! task; where it cannot load, `/proc` tells the same, 30 times slower and a little later.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+use std::{io, mem};
+
+use serde::Deserialize;
+use tracker_common::life;
+use tracker_common::record::TaskFacts;
+use tracker_common::table::{Known, Slot};
+
+use crate::collection::door::Facts;
+use crate::fact::{Birth, Fact, Source, What};
+use crate::source::health::{Condition, HealthBoard};
+use crate::source::kernel::setup::host_namespace;
+use crate::source::kernel::{Kernel, KernelError, KnownTable, Machine, SlotTable};
+use crate::time::BootTime;
+
+mod choose;
+
+mod iterator;
+
+mod procfs;
+
+use iterator::TaskIterator;
+
+/// How the scan is set up.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Config {
+    /// Seconds between two audits.
+    pub audit_seconds: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { audit_seconds: 60 }
+    }
+}
+
+/// Audits that were asked for follow each other no faster than this.
+const AUDIT_PAUSE: Duration = Duration::from_secs(1);
+
+/// What the scans counted. Read by the metrics.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Scans done.
+    pub scans: AtomicU64,
+    /// Scans that failed.
+    pub failed: AtomicU64,
+    /// Namespaces that a scan found after the first one and that the probes did not know: what was lost, repaired.
+    pub corrections: AtomicU64,
+    /// How long the last scan took, in microseconds.
+    pub last_micros: AtomicU64,
+    /// Namespaces that the last scan found.
+    pub last_found: AtomicU64,
+}
+
+/// Why a scan told nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ScanError {
+    /// The task iterator's file could not be read.
+    #[error("read the BPF task iterator")]
+    Iterator(#[source] io::Error),
+    /// The task iterator could not be attached again.
+    #[error("attach the BPF task iterator")]
+    Attach(#[source] Box<aya::programs::ProgramError>),
+    /// `/proc` could not be listed.
+    #[error("list `/proc`")]
+    Proc(#[source] io::Error),
+}
+
+/// Reads all tasks and picks the init process of each mount namespace that is not the host's.
+pub struct Scanner {
+    iterator: Result<TaskIterator, KernelError>,
+    tables: Option<(KnownTable, SlotTable)>,
+    v2: bool,
+    host_mntns: u32,
+    corrections: u64,
+}
+
+impl std::fmt::Debug for Scanner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Scanner").field("iterator", &self.iterator.is_ok()).finish_non_exhaustive()
+    }
+}
+
+impl Scanner {
+    /// A scanner with the task iterator if it loads, else with `/proc`. With the probes it also makes known to them what
+    /// was there before, so that a fork in an old container is not taken for a birth.
+    pub fn new(machine: Result<&Machine, KernelError>, probes: Option<&Kernel>) -> Result<Self, KernelError> {
+        let tables = probes.map(|kernel| Ok::<_, KernelError>((kernel.known()?, kernel.slots()?))).transpose()?;
+        let host_mntns = match &machine {
+            Ok(machine) => machine.host_mntns,
+            Err(_) => host_namespace("mnt")?,
+        };
+        let v2 = machine.as_ref().map_or(true, |machine| machine.hierarchy == 0);
+        Ok(Self { iterator: machine.and_then(TaskIterator::load), tables, v2, host_mntns, corrections: 0 })
+    }
+
+    /// A scanner that reads `/proc` alone.
+    pub fn of_proc() -> Result<Self, KernelError> {
+        let refused = KernelError::Object("scan");
+        Ok(Self { iterator: Err(refused), tables: None, v2: true, host_mntns: host_namespace("mnt")?, corrections: 0 })
+    }
+
+    /// Why the task iterator is not used.
+    pub fn why_not_iterator(&self) -> Option<&KernelError> {
+        self.iterator.as_ref().err()
+    }
+
+    /// Who states what a scan finds.
+    pub fn source(&self) -> Source {
+        if self.iterator.is_ok() { Source::Kernel } else { Source::Proc }
+    }
+
+    /// One birth per mount namespace that has a living process and is not the host's.
+    ///
+    /// What was born before the call and lives until it returns is in it.
+    pub fn scan(&mut self) -> Result<Vec<Birth>, ScanError> {
+        let tasks = self.tasks()?;
+        let known = |key| self.tables.as_ref().and_then(|(known, _)| known.get(key));
+        let inits = choose::inits(tasks, |key| known(key).map(|known| (known.init_tgid, known.init_start)));
+        for init in &inits {
+            self.adopt(init);
+        }
+        Ok(inits
+            .iter()
+            .map(|init| {
+                let born = known_birth(self.tables.as_ref(), init).unwrap_or(init.start_ns);
+                crate::source::kernel::translate::birth(init, born, init.has_executed(), self.v2)
+            })
+            .collect())
+    }
+
+    /// Every process in a mount namespace that is not the host's.
+    pub fn tasks(&mut self) -> Result<Vec<TaskFacts>, ScanError> {
+        match &mut self.iterator {
+            Ok(iterator) => iterator.read(),
+            Err(_) => procfs::read(self.host_mntns),
+        }
+    }
+
+    /// Namespaces that scans found and the probes did not know.
+    pub fn corrections(&self) -> u64 {
+        self.corrections
+    }
+
+    /// Makes an init process known to the probes.
+    fn adopt(&mut self, init: &TaskFacts) {
+        let Some((known, slots)) = &mut self.tables else { return };
+        let key = life::key(init);
+        let entry = Known {
+            born: init.start_ns,
+            init_start: init.start_ns,
+            execs: u64::from(init.has_executed()),
+            init_tgid: init.tgid,
+            mntns: init.mntns,
+            init_executed: u32::from(init.has_executed()),
+            flags: 0,
+        };
+        if known.adopt(key, entry) {
+            self.corrections += 1;
+            let generation = if init.mntns_id != 0 { init.mntns_id } else { init.start_ns };
+            let slot = Slot { generation, born: init.start_ns, row: Slot::NO_ROW, flags: Slot::PROVISIONAL };
+            slots.adopt(init.mntns, slot);
+        } else if let Some(held) = known.get(key).filter(|held| held.init_start > init.start_ns) {
+            // A fork in a namespace that was there before us was taken for its birth.
+            known.correct(key, Known { flags: held.flags, ..entry });
+            self.corrections += 1;
+        }
+    }
+}
+
+/// The birth that the probes saw, if it is this process's.
+fn known_birth(tables: Option<&(KnownTable, SlotTable)>, init: &TaskFacts) -> Option<u64> {
+    let known = tables?.0.get(life::key(init))?;
+    (known.init_start == init.start_ns && known.init_tgid == init.tgid).then_some(known.born)
+}
+
+/// Asks for an audit. Cheap to clone; asking twice before one begins asks once.
+#[derive(Clone, Debug)]
+pub struct AuditRequest(SyncSender<()>);
+
+/// Where requests arrive. The scan ends when every [`AuditRequest`] is gone.
+#[derive(Debug)]
+pub struct AuditInbox(Receiver<()>);
+
+/// A way to ask for audits; it holds one request.
+pub fn audits() -> (AuditRequest, AuditInbox) {
+    let (sender, receiver) = sync_channel(1);
+    (AuditRequest(sender), AuditInbox(receiver))
+}
+
+impl AuditRequest {
+    /// Asks; returns at once.
+    pub fn ask(&self) {
+        match self.0.try_send(()) {
+            // Full: an audit is about to begin, and will see what this one would.
+            Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
+        }
+    }
+}
+
+/// Scans at once, then as often as configured, and when asked to: at most once per second.
+///
+/// For a thread of its own; ends when nobody can ask any more, or the collection has ended.
+pub fn run(
+    mut scanner: Scanner,
+    config: &Config,
+    facts: &Facts,
+    inbox: &AuditInbox,
+    stats: &Stats,
+    health: &HealthBoard,
+) {
+    let source = scanner.source();
+    let what = if source == Source::Kernel { "iter/task" } else { "/proc" };
+    let detail = match scanner.why_not_iterator() {
+        Some(error) => format!("{error}: {}", error.remedy()),
+        None => String::new(),
+    };
+    let mut known_before = None;
+    loop {
+        let (at, begun) = (BootTime::now(), Instant::now());
+        match scanner.scan() {
+            Ok(births) => {
+                stats.scans.fetch_add(1, Ordering::Relaxed);
+                stats.last_micros.store(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
+                stats.last_found.store(births.len() as u64, Ordering::Relaxed);
+                // The first scan finds what was there before us: nothing to correct.
+                let before = mem::replace(&mut known_before, Some(scanner.corrections()));
+                let corrected = before.map_or(0, |before| scanner.corrections() - before);
+                stats.corrections.fetch_add(corrected, Ordering::Relaxed);
+                if facts.state_blocking(vec![Fact { source, at, what: What::Scanned(births) }]).is_err() {
+                    return;
+                }
+                let condition = if detail.is_empty() { Condition::Live } else { Condition::Degraded };
+                health.report(source, what, condition, &detail);
+            }
+            Err(error) => {
+                stats.failed.fetch_add(1, Ordering::Relaxed);
+                let cause = std::error::Error::source(&error).map_or_else(String::new, |cause| format!(": {cause}"));
+                if health.report(source, what, Condition::Waiting, &format!("{error}{cause}")) {
+                    tracing::warn!(%error, cause, "the scan told nothing");
+                }
+            }
+        }
+        // An audit that is asked for meanwhile waits out the pause: one per second is enough to repair what was lost.
+        match inbox.0.recv_timeout(Duration::from_secs(config.audit_seconds.max(1))) {
+            Ok(()) => std::thread::sleep(AUDIT_PAUSE.saturating_sub(begun.elapsed())),
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => return,
+        }
+    }
+}
