@@ -1,0 +1,243 @@
+//! The containerd source against the real containerd of the distribution: its own root, state, socket and image.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+use tracker::container::State;
+use tracker::source::containerd::{self, Stats};
+use tracker::source::health::{Condition, Health, HealthBoard};
+use tracker::{Config, Container, Reader, Tracker};
+use tracker_tests::containerd::{Containerd, IMAGE};
+use tracker_tests::wait::eventually;
+use tracker_tests::{kernel, require, requirement};
+
+/// A tracker whose only source is this one.
+struct Source {
+    /// Ends after the source, which states facts to it.
+    _tracker: Tracker,
+    reader: Reader,
+    health: HealthBoard,
+    stats: Arc<Stats>,
+    cancel: CancellationToken,
+    runtime: Option<Runtime>,
+}
+
+impl Source {
+    fn start(containerd: &Containerd) -> Result<Source> {
+        let tracker = Tracker::start(Config::default())?;
+        let config = containerd::Config {
+            sockets: vec![containerd.socket()],
+            sockets_if_present: vec![],
+            alive_interval_ms: 500,
+            call_deadline_ms: 1_000,
+            backoff_cap_ms: 500,
+            ..Default::default()
+        };
+        let (health, stats, cancel) = (HealthBoard::new(), Arc::new(Stats::default()), CancellationToken::new());
+        let runtime = Runtime::new().context("start a runtime")?;
+        let facts = tracker.facts().clone();
+        runtime.spawn(containerd::run(config, facts, health.clone(), Arc::clone(&stats), cancel.clone()));
+        let reader = tracker.reader();
+        let mut source = Source { _tracker: tracker, reader, health, stats, cancel, runtime: Some(runtime) };
+        source.until_line("it is live", |line| line.condition == Condition::Live);
+        Ok(source)
+    }
+
+    fn until_line(&mut self, what: &str, is_so: impl Fn(&Health) -> bool) -> Health {
+        eventually(what, || self.health.lines().into_iter().find(&is_so))
+    }
+
+    /// Waits until a container is as it should be.
+    #[track_caller]
+    fn until(&mut self, id: &str, what: &str, is_so: impl Fn(&Container) -> bool) -> Container {
+        let told = format!("{id}: {what}");
+        eventually(&told, || {
+            let mut all = self.reader.all();
+            let found = all.find(|container| &*container.id == id && is_so(container));
+            found.map(|container| Container::clone(container))
+        })
+    }
+
+    #[track_caller]
+    fn until_state(&mut self, id: &str, state: State) -> Container {
+        self.until(id, &format!("{state:?}"), |container| container.state == state)
+    }
+
+    /// Calls that a container's life costs.
+    fn calls(&self) -> u64 {
+        self.stats.calls_container.load(Relaxed) + self.stats.calls_image.load(Relaxed)
+    }
+}
+
+impl Drop for Source {
+    fn drop(&mut self) {
+        self.cancel.cancel();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(std::time::Duration::from_secs(5));
+        }
+    }
+}
+
+fn start() -> Result<Containerd> {
+    let containerd = Containerd::start()?;
+    containerd.import_image("default")?;
+    Ok(containerd)
+}
+
+macro_rules! require_containerd {
+    () => {
+        require!(
+            requirement::root(),
+            requirement::program("containerd"),
+            requirement::program("ctr"),
+            requirement::program("runc")
+        );
+    };
+}
+
+const SLEEP: &[&str] = &["/bin/sleep", "1000"];
+
+/// What both ways of meeting a container must agree on.
+fn alike(container: &Container) -> impl PartialEq + std::fmt::Debug + use<> {
+    let annotations: BTreeMap<_, _> = container.annotations.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
+    (
+        (container.kind, container.state, container.name.clone(), container.runtime.clone(), container.image.clone()),
+        (container.pod.clone(), container.labels.clone(), annotations, container.host_network),
+    )
+}
+
+#[test]
+fn containers_from_before_and_new_ones_are_told_alike_and_truly() -> Result<()> {
+    require_containerd!();
+    let containerd = start()?;
+    let digest = containerd.import_image("default")?;
+    let options = ["--label", "tier=test", "--annotation", "color=red"];
+    containerd.run("default", "before", &options, SLEEP)?;
+    let mut source = Source::start(&containerd)?;
+    let before = source.until_state("before", State::Running);
+
+    containerd.run("default", "after", &options, SLEEP)?;
+    let after = source.until_state("after", State::Running);
+    assert_eq!(alike(&before), alike(&after));
+
+    for container in [&before, &after] {
+        let pid = containerd.pid("default", &container.id)?;
+        let task = container.task.context("an init process")?;
+        assert_eq!((task.pid, task.start_ticks), (pid, kernel::start_ticks(pid)?));
+        assert_eq!(container.namespaces.mnt, kernel::namespace(pid, "mnt")?);
+        assert_eq!(container.namespaces.net, kernel::namespace(pid, "net")?);
+        assert!(container.created_at.is_some());
+    }
+    assert_eq!(after.labels.get("tier").map(|label| &**label), Some("test"));
+    assert_eq!(after.annotations.get("color").map(|annotation| &**annotation), Some("red"));
+    let runtime = &after.runtime;
+    assert_eq!(runtime.name.as_deref(), Some("containerd"));
+    assert_eq!(runtime.namespace.as_deref(), Some("default"));
+    assert_eq!(runtime.handler.as_deref(), Some("io.containerd.runc.v2"));
+    assert_eq!(runtime.oci.as_deref(), containerd.runtime().program().file_name().and_then(|name| name.to_str()));
+    let image = after.image.as_ref().context("an image")?;
+    assert_eq!((image.name.as_deref(), image.digest.as_deref()), (Some(IMAGE), Some(&*digest)));
+    assert!(image.id.as_deref().is_some_and(|id| id.starts_with("sha256:") && id != digest));
+    assert!(after.bundle.as_deref().is_some_and(|bundle| bundle.ends_with("/default/after")));
+    assert!(after.started_at >= after.created_at);
+    Ok(())
+}
+
+#[test]
+fn a_life_is_followed_to_its_end_for_at_most_two_calls() -> Result<()> {
+    require_containerd!();
+    let containerd = start()?;
+    let mut source = Source::start(&containerd)?;
+    containerd.run("default", "first", &[], SLEEP)?;
+    source.until_state("first", State::Running);
+
+    let before = source.calls();
+    containerd.run("default", "life", &[], SLEEP)?;
+    source.until_state("life", State::Running);
+    let exec = ["tasks", "exec", "--exec-id", "look", "life", "/bin/sh", "-c", "exit 7"];
+    containerd.ctr("default", &exec).expect_err("ctr passes the exit code on");
+    eventually("the exec's exit is seen", || (source.stats.exec_exits.load(Relaxed) == 1).then_some(()));
+    assert_eq!(source.until_state("life", State::Running).exit, None);
+    containerd.ctr("default", &["tasks", "pause", "life"])?;
+    source.until_state("life", State::Paused);
+    containerd.ctr("default", &["tasks", "resume", "life"])?;
+    source.until_state("life", State::Running);
+    containerd.ctr("default", &["tasks", "kill", "--signal", "SIGKILL", "life"])?;
+    let exited = source.until_state("life", State::Exited);
+    assert_eq!(exited.exit.context("an exit")?.code, 137);
+    assert!(exited.exited_at > exited.started_at);
+    eventually("its task can be deleted", || containerd.ctr("default", &["tasks", "delete", "life"]).ok());
+    containerd.ctr("default", &["containers", "delete", "life"])?;
+    containerd.run("default", "next", &[], SLEEP)?;
+    source.until_state("next", State::Running);
+    let calls = source.calls() - before;
+    assert!(calls <= 2 * 2, "{calls} calls for two lives");
+    Ok(())
+}
+
+#[test]
+fn namespaces_created_later_are_followed_and_keep_their_ids_apart() -> Result<()> {
+    require_containerd!();
+    let containerd = start()?;
+    let mut source = Source::start(&containerd)?;
+    containerd.run("default", "twin", &[], SLEEP)?;
+    containerd.import_image("later")?;
+    containerd.run("later", "twin", &[], SLEEP)?;
+    for namespace in ["default", "later"] {
+        let pid = containerd.pid(namespace, "twin")?;
+        source.until("twin", namespace, |container| {
+            container.runtime.namespace.as_deref() == Some(namespace)
+                && container.pid() == Some(pid)
+                && container.state == State::Running
+        });
+    }
+    Ok(())
+}
+
+#[test]
+fn a_killed_daemon_comes_back_with_what_changed_meanwhile() -> Result<()> {
+    require_containerd!();
+    let mut containerd = start()?;
+    containerd.run("default", "stays", &[], SLEEP)?;
+    containerd.run("default", "ends", &[], SLEEP)?;
+    let ends = containerd.pid("default", "ends")?;
+    let mut source = Source::start(&containerd)?;
+    source.until_state("stays", State::Running);
+    source.until_state("ends", State::Running);
+
+    containerd.kill();
+    source.until_line("its absence is noticed", |line| line.condition == Condition::Waiting);
+    source.until_state("stays", State::Running);
+    nix::sys::signal::kill(tracker_tests::process::pid(ends), Signal::SIGKILL)?;
+    containerd.restart()?;
+    source.until_line("it is live again", |line| line.condition == Condition::Live);
+    let ended = source.until_state("ends", State::Exited);
+    assert_eq!(ended.exit.map(|exit| exit.code), Some(137), "its shim remembered");
+    containerd.run("default", "comes", &[], SLEEP)?;
+    source.until_state("comes", State::Running);
+    source.until_state("stays", State::Running);
+    Ok(())
+}
+
+#[test]
+fn a_stopped_daemon_is_noticed_and_picked_up_again() -> Result<()> {
+    require_containerd!();
+    let containerd = start()?;
+    containerd.run("default", "stays", &[], SLEEP)?;
+    let mut source = Source::start(&containerd)?;
+    source.until_state("stays", State::Running);
+    let daemon = containerd.daemon().context("a daemon")?;
+    daemon.signal(Signal::SIGSTOP)?;
+    let line = source.until_line("it is noticed", |line| line.condition == Condition::Waiting);
+    assert!(line.detail.contains("no answer within"), "{}", line.detail);
+    daemon.signal(Signal::SIGCONT)?;
+    source.until_line("it is live again", |line| line.condition == Condition::Live);
+    containerd.run("default", "comes", &[], SLEEP)?;
+    source.until_state("comes", State::Running);
+    Ok(())
+}
