@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{collection, server};
+use crate::{collection, server, source};
 
 /// The whole configuration. Everything has a default, so that an empty file is a valid one.
 ///
@@ -22,6 +22,11 @@ pub struct Config {
     pub collection: collection::config::Config,
     /// The debug socket. The library does not serve it by itself: [`crate::server::Server`] does.
     pub server: server::Config,
+    /// Where OCI runtimes keep what they know.
+    pub proc: source::proc::Config,
+    /// Where containerds are looked for.
+    #[cfg(feature = "containerd")]
+    pub containerd: source::containerd::Config,
 }
 
 /// Why a configuration cannot be used.

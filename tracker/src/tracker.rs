@@ -28,7 +28,9 @@ use crate::collection::view::{Host, Published, Reader};
 use crate::collection::writer::{Figures, Stats as CollectionStats, Writer};
 use crate::config::Config;
 use crate::container::{Container, Str};
+use crate::fact::Birth;
 use crate::selector::Selector;
+use crate::source;
 use crate::source::health::{Health, HealthBoard};
 use crate::source::task::Task;
 
@@ -57,6 +59,11 @@ pub enum StartError {
 pub struct Stats {
     /// The collection's.
     pub collection: Arc<CollectionStats>,
+    /// The `proc` source's.
+    pub proc: Arc<source::proc::Stats>,
+    /// The containerd source's.
+    #[cfg(feature = "containerd")]
+    pub containerd: Arc<source::containerd::Stats>,
 }
 
 /// A running tracker. Dropping it ends it.
@@ -86,7 +93,7 @@ impl Tracker {
         let health = HealthBoard::new();
         let cancel = CancellationToken::new();
         let (facts, deliveries) = Facts::queue();
-        let (closer, _closer_looks) = mpsc::channel(CLOSER_LOOKS);
+        let (closer, closer_looks) = mpsc::channel(CLOSER_LOOKS);
 
         let queue = facts.sender().downgrade();
         let collection = Arc::clone(&stats.collection);
@@ -97,7 +104,22 @@ impl Tracker {
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tracker-io").enable_all().build();
         let runtime = runtime.map_err(|source| StartError::Thread { name: "tracker-io", source })?;
         let handle = Handle { node, facts, published, health, stats };
-        Ok(Tracker { handle, cancel, runtime: Some(runtime), writer: Some(writer) })
+        let tracker = Tracker { handle, cancel, runtime: Some(runtime), writer: Some(writer) };
+        tracker.start_tasks(config, closer_looks);
+        Ok(tracker)
+    }
+
+    fn start_tasks(&self, config: Config, closer_looks: mpsc::Receiver<Birth>) {
+        let runtime = self.runtime.as_ref().expect("it is there until the tracker ends");
+        let Handle { facts, health, stats, .. } = &self.handle;
+        let (facts, health, cancel) = (|| facts.clone(), || health.clone(), || self.cancel.clone());
+        let proc = Arc::clone(&stats.proc);
+        runtime.spawn(source::proc::run(config.proc, closer_looks, facts(), health(), proc, cancel()));
+        #[cfg(feature = "containerd")]
+        {
+            let containerd = Arc::clone(&stats.containerd);
+            runtime.spawn(source::containerd::run(config.containerd, facts(), health(), containerd, cancel()));
+        }
     }
 
     /// Ends it: nothing is held any more, all threads and tasks are over when this returns.
