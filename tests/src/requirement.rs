@@ -89,3 +89,9 @@ pub fn tracker() -> Result<PathBuf, String> {
         .filter(|built| fs::metadata(built).is_ok())
         .ok_or_else(|| "needs the tracker: `cargo build --package tracker`, or `cargo xtask test`".to_owned())
 }
+
+/// The demo runtime of the same build, beside the tracker.
+pub fn demo_runtime() -> Result<PathBuf, String> {
+    let path = tracker()?.with_file_name("tracker-demo-runtime");
+    if path.is_file() { Ok(path) } else { Err(format!("needs `{}`: `cargo build --package tracker`", path.display())) }
+}

@@ -1,3 +1,5 @@
+//! What selectors pick, how they are printed, and where their errors point.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -185,7 +185,7 @@ fn malformed(name: &str) -> io::Error {
 }
 
 /// Where cgroup v2 is mounted. Looked up once: no runtime moves it while it runs.
-fn v2_mount_point() -> Option<&'static Path> {
+pub fn v2_mount_point() -> Option<&'static Path> {
     static MOUNT_POINT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || Some(PathBuf::from(cgroup::v2_mount_point(&std::fs::read("/proc/self/mountinfo").ok()?)?));
     MOUNT_POINT.get_or_init(find).as_deref()

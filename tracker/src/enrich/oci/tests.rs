@@ -1,3 +1,6 @@
+//! Configurations as the managers of containers write them, what runtimes put up with, and the `oci-spec` crate as
+//! the reference for everything in between.
+
 use std::collections::BTreeMap;
 
 use oci_spec::runtime::{LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Spec, SpecBuilder};
