@@ -295,3 +295,23 @@ fn look_at_host() -> io::Result<Host> {
 fn host_name() -> String {
     nix::unistd::gethostname().map_or_else(|_| "unknown".into(), |name| name.to_string_lossy().into_owned())
 }
+
+#[cfg(test)]
+impl Handle {
+    /// A collection alone: tests state the facts. Its writer ends with the last handle.
+    pub(crate) fn without_sources(host: Host) -> Handle {
+        let stats = Stats::default();
+        let (facts, deliveries) = Facts::queue();
+        let (closer, _) = mpsc::channel(1);
+        let queue = facts.sender().downgrade();
+        let writer = Writer::new(Default::default(), host, deliveries, queue, closer, Arc::clone(&stats.collection));
+        let published = writer.published();
+        start_writer(writer).expect("a thread can be started");
+        Handle { node: "node-1".into(), facts, published, health: HealthBoard::new(), stats }
+    }
+
+    /// Where tests report sources' conditions.
+    pub(crate) fn health_board(&self) -> &HealthBoard {
+        &self.health
+    }
+}

@@ -16,6 +16,9 @@ mod query;
 mod routes;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
