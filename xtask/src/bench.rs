@@ -3,7 +3,8 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
-use crate::workspace::{cargo, succeed};
+use crate::packages;
+use crate::workspace::{as_root, cargo, succeed, target};
 
 #[derive(Args)]
 pub(crate) struct Bench {
@@ -18,6 +19,12 @@ enum What {
         /// Only benchmarks whose name contains this
         filter: Option<String>,
     },
+    /// Containers come and go at the machine's maximum rate, with and without the tracker; needs root, runc, containerd
+    Churn {
+        /// Handed to the bench: `--scale 0.01` for a quick run, `--help` for all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 impl Bench {
@@ -26,6 +33,16 @@ impl Bench {
             What::Micro { filter } => {
                 succeed(cargo(&["bench", "--package", "tracker", "--benches", "--"]).args(filter.iter()))
             }
+            What::Churn { arguments } => {
+                packages::ensure(packages::RUNTIMES)?;
+                program("churn", &arguments)
+            }
         }
     }
+}
+
+/// A benchmark that is a program of `tracker-tests`, optimized, run as root.
+fn program(name: &str, arguments: &[String]) -> Result<()> {
+    succeed(&mut cargo(&["build", "--release", "--package", "tracker-tests", "--bin", name]))?;
+    succeed(as_root(target().join("release").join(name), &[])?.args(arguments))
 }
