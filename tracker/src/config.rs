@@ -22,6 +22,10 @@ pub struct Config {
     pub collection: collection::config::Config,
     /// The debug socket. The library does not serve it by itself: [`crate::server::Server`] does.
     pub server: server::Config,
+    /// The probes.
+    pub kernel: source::kernel::Config,
+    /// The scan at start and the audits.
+    pub scan: source::scan::Config,
     /// Where OCI runtimes keep what they know.
     pub proc: source::proc::Config,
     /// Where containerds are looked for.

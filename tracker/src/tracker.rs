@@ -12,10 +12,12 @@
 use std::fmt;
 use std::io;
 use std::ops::Deref;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -28,11 +30,14 @@ use crate::collection::view::{Host, Published, Reader};
 use crate::collection::writer::{Figures, Stats as CollectionStats, Writer};
 use crate::config::Config;
 use crate::container::{Container, Str};
-use crate::fact::Birth;
+use crate::fact::{Birth, Fact, Source, What};
 use crate::selector::Selector;
-use crate::source;
-use crate::source::health::{Health, HealthBoard};
-use crate::source::task::Task;
+use crate::source::health::{Condition, Health, HealthBoard};
+use crate::source::kernel::{Kernel, KernelError};
+use crate::source::scan::{AuditInbox, AuditRequest, Scanner};
+use crate::source::task::{Task, root_cgroup_id};
+use crate::source::{self, kernel, scan};
+use crate::time::BootTime;
 
 /// Requests for a closer look that may wait; more are counted and left to the next scan.
 const CLOSER_LOOKS: usize = 1_024;
@@ -59,6 +64,10 @@ pub enum StartError {
 pub struct Stats {
     /// The collection's.
     pub collection: Arc<CollectionStats>,
+    /// The probes'.
+    pub kernel: Arc<kernel::Stats>,
+    /// The scans'.
+    pub scan: Arc<scan::Stats>,
     /// The `proc` source's.
     pub proc: Arc<source::proc::Stats>,
     /// The containerd source's.
@@ -72,6 +81,10 @@ pub struct Tracker {
     cancel: CancellationToken,
     runtime: Option<Runtime>,
     writer: Option<JoinHandle<()>>,
+    /// Threads of sources; they end when `stop` is readable or nobody can ask for an audit any more.
+    threads: Vec<JoinHandle<()>>,
+    stop: Arc<EventFd>,
+    audits: Option<AuditRequest>,
 }
 
 /// What can be asked of a running tracker. Cheap to clone, and useless once the tracker has ended.
@@ -104,9 +117,80 @@ impl Tracker {
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tracker-io").enable_all().build();
         let runtime = runtime.map_err(|source| StartError::Thread { name: "tracker-io", source })?;
         let handle = Handle { node, facts, published, health, stats };
-        let tracker = Tracker { handle, cancel, runtime: Some(runtime), writer: Some(writer) };
+        let (audits, inbox) = scan::audits();
+        let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let stop = stop.map_err(|errno| StartError::Thread { name: "tracker-kernel", source: errno.into() })?;
+        let mut tracker = Tracker {
+            handle,
+            cancel,
+            runtime: Some(runtime),
+            writer: Some(writer),
+            threads: Vec::new(),
+            stop: Arc::new(stop),
+            audits: Some(audits),
+        };
+        tracker.start_kernel(&config, inbox)?;
         tracker.start_tasks(config, closer_looks);
         Ok(tracker)
+    }
+
+    /// Attaches the probes, then scans: what is born in between is seen twice rather than not at all.
+    fn start_kernel(&mut self, config: &Config, inbox: AuditInbox) -> Result<(), StartError> {
+        let refuse = |error: &KernelError| {
+            let detail = format!("{}: {}", chain(error), error.remedy());
+            self.handle.health.report(Source::Kernel, "tp_btf", Condition::Refused, &detail);
+            tracing::error!(detail, "containers are found by scans and runtimes only");
+        };
+        let (kernel, scanner) = match kernel::Machine::examine() {
+            Ok(machine) => {
+                let kernel = Kernel::load(&config.kernel, &machine).inspect_err(refuse).ok();
+                let scanner = Scanner::new(Ok(&machine), kernel.as_ref());
+                (kernel, scanner)
+            }
+            Err(error) => {
+                refuse(&error);
+                (None, Scanner::new(Err(error), None))
+            }
+        };
+        if let Some(kernel) = kernel {
+            self.start_probes(kernel)?;
+        }
+        let Handle { facts, health, stats, .. } = self.handle.clone();
+        let config = config.scan.clone();
+        match scanner {
+            Ok(scanner) => self.start_thread("tracker-scan", move || {
+                scan::run(scanner, &config, &facts, &inbox, &stats.scan, &health);
+            }),
+            Err(error) => {
+                let detail = format!("{}: {}", chain(&error), error.remedy());
+                health.report(Source::Proc, "/proc", Condition::Refused, &detail);
+                Ok(())
+            }
+        }
+    }
+
+    fn start_probes(&mut self, kernel: Kernel) -> Result<(), StartError> {
+        let Handle { facts, health, stats, .. } = self.handle.clone();
+        let (stop, audits) = (Arc::clone(&self.stop), self.audits.clone().expect("it is there until the end"));
+        let live = move |facts: &Facts, live| {
+            let fact = Fact { source: Source::Kernel, at: BootTime::now(), what: What::Live(live) };
+            // After the end of the collection there is nobody to tell.
+            let _ = facts.state_blocking(vec![fact]);
+        };
+        // Before the thread runs, so that its first birth already finds a kernel that is believed.
+        live(&facts, true);
+        self.start_thread("tracker-kernel", move || {
+            if let Err(error) = kernel.run(&facts, stop.as_fd(), &audits, &stats.kernel, &health) {
+                tracing::error!(error = chain(&error), "the probes are no longer read");
+                live(&facts, false);
+            }
+        })
+    }
+
+    fn start_thread(&mut self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
+        let thread = std::thread::Builder::new().name(name.into()).spawn(body);
+        self.threads.push(thread.map_err(|source| StartError::Thread { name, source })?);
+        Ok(())
     }
 
     fn start_tasks(&self, config: Config, closer_looks: mpsc::Receiver<Birth>) {
@@ -129,9 +213,17 @@ impl Tracker {
 
     fn end(&mut self) {
         self.cancel.cancel();
+        self.audits = None;
+        // An eventfd that is full is readable all the same.
+        let _ = self.stop.write(1);
         if let Some(runtime) = self.runtime.take() {
             // A task that does not end in time is waiting for something outside; it holds nothing of ours.
             runtime.shutdown_timeout(Duration::from_secs(2));
+        }
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a source's thread panicked");
+            }
         }
         let ended = self.handle.facts.sender().blocking_send(Delivery::Ask(Ask::End));
         if let (Ok(()), Some(writer)) = (ended, self.writer.take()) {
@@ -283,13 +375,19 @@ fn start_writer(writer: Writer) -> Result<JoinHandle<()>, StartError> {
     thread.spawn(move || waits.block_on(writer.run())).map_err(failed)
 }
 
+/// An error and all its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(error.source(), |cause| cause.source())
+        .fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
 /// The host's namespaces are those of pid 1; its cgroup is the v2 hierarchy's root.
 fn look_at_host() -> io::Result<Host> {
     // Pid 1 may have a capability that we lack, and is then not ours to look at; kthreadd (pid 2) shares its namespaces
     // and has none of its own.
     let of = |pid| Task::open(pid).map(|task| task.namespaces()).ok().filter(|namespaces| namespaces.mnt != 0);
     let namespaces = of(1).or_else(|| of(2)).ok_or(io::ErrorKind::PermissionDenied)?;
-    Ok(Host { namespaces, cgroup_id: crate::source::task::root_cgroup_id().unwrap_or(0) })
+    Ok(Host { namespaces, cgroup_id: root_cgroup_id().unwrap_or(0) })
 }
 
 fn host_name() -> String {
