@@ -257,6 +257,56 @@ impl Deliveries {
     }
 }
 
+/// What sources state, seen from where the collection would be: to run one source alone, in tests of it.
+#[derive(Debug)]
+pub struct Listener {
+    deliveries: Deliveries,
+}
+
+/// What a [`Listener`] hears.
+#[derive(Debug)]
+pub enum Heard {
+    /// Statements that belong together.
+    Facts(Vec<Fact>),
+    /// Statements about a container whose OCI runtime is held until [`HeldFacts::release`].
+    Held(HeldFacts),
+}
+
+/// The statements of a held step.
+#[derive(Debug)]
+pub struct HeldFacts {
+    /// What is known about the container.
+    pub facts: Vec<Fact>,
+    /// The container.
+    pub key: ContainerKey,
+    /// The held step.
+    pub step: HeldStep,
+    latch: Arc<Latch>,
+}
+
+impl Listener {
+    /// A door, and who listens behind it.
+    pub fn new() -> (Facts, Listener) {
+        let (facts, deliveries) = Facts::queue();
+        (facts, Listener { deliveries })
+    }
+
+    /// Waits for the next statements; `None` when no source is left.
+    pub fn hear(&mut self) -> Option<Heard> {
+        Some(match self.deliveries.next()? {
+            Delivery::Facts(facts) => Heard::Facts(facts),
+            Delivery::Hold(Hold { facts, key, step, latch, .. }) => Heard::Held(HeldFacts { facts, key, step, latch }),
+        })
+    }
+}
+
+impl HeldFacts {
+    /// Lets the held step go on.
+    pub fn release(self) {
+        self.latch.release();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
