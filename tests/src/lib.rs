@@ -11,6 +11,7 @@ pub mod kernel;
 pub mod requirement;
 pub mod wait;
 
+pub mod barrier;
 pub mod bundle;
 pub mod containerd;
 pub mod process;

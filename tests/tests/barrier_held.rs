@@ -1,0 +1,81 @@
+//! Starts are held until the collection knows the container, with the real runtimes.
+
+use std::fs;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tempfile::TempDir;
+use tracker::container::{Grade, Kind, State};
+use tracker::fact::What;
+use tracker_tests::barrier::{Answer, Barrier};
+use tracker_tests::bundle::{Bundle, RootFs};
+use tracker_tests::require;
+use tracker_tests::runc::{Kind as Oci, Runtime};
+use tracker_tests::wait::eventually;
+
+const KEEPER: &str = env!("CARGO_BIN_EXE_keeper");
+/// Long enough that nothing is let go on a machine that does other things as well.
+const BUDGET: Duration = Duration::from_secs(5);
+
+fn stat_field(pid: u32, field: usize) -> Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit_once(") ").context("a stat file")?.1;
+    Ok(after_name.split(' ').nth(field - 3).context("a field")?.parse()?)
+}
+
+fn is_held_before_its_first_instruction(oci: Oci) -> Result<()> {
+    let temp = TempDir::new()?;
+    let runtime = Runtime::copy(oci, temp.path())?;
+    let root = RootFs::create(temp.path())?;
+    let bundle = Bundle::create_with(temp.path(), "bundle", &root, &["sleep", "100"], |config| {
+        config["annotations"] = serde_json::json!({"io.kubernetes.cri.container-type": "sandbox"});
+    })?;
+    let barrier = Barrier::start(KEEPER, &[runtime.program()], BUDGET, Answer::Never)?;
+    let container = runtime.create(&bundle, "c1")?;
+
+    // `create` was stated with all that the bundle says, and who makes it, before the runtime began.
+    let created = barrier.fact("the create", |what| match what {
+        What::Stated { statement, .. } if statement.creator.is_some() => Some((**statement).clone()),
+        _ => None,
+    });
+    assert_eq!((created.state, created.kind), (Some(State::Created), Some(Kind::Sandbox)));
+    assert_eq!(created.bundle.as_deref(), bundle.path().to_str());
+    assert_eq!(created.runtime.unwrap().oci.as_deref(), Some(oci.name()));
+    // Once `create` has ended, its init is known; it has not started.
+    let stated = barrier.statement_with_task("c1");
+    assert_eq!(stated.state, Some(State::Created));
+    let task = stated.task.unwrap();
+    assert_eq!(task.pid, container.pid());
+    assert_eq!(task.start_ticks, stat_field(task.pid, 22)?);
+    let mntns = fs::metadata(format!("/proc/{}/ns/mnt", task.pid))?;
+    assert_eq!(u64::from(stated.namespaces.unwrap().mnt), std::os::unix::fs::MetadataExt::ino(&mntns));
+
+    // While `start` is held, the entrypoint has not run: the init is still the runtime's.
+    let program = || fs::read_to_string(format!("/proc/{}/cmdline", task.pid)).unwrap_or_default();
+    std::thread::scope(|scope| -> Result<()> {
+        let start = scope.spawn(|| container.start());
+        barrier.fact("the start", |what| match what {
+            What::Stated { statement, .. } if statement.state == Some(State::Running) => Some(()),
+            _ => None,
+        });
+        assert!(!program().starts_with("sleep"), "it runs already: {}", program());
+        barrier.release_all();
+        start.join().expect("no panic")?;
+        Ok(())
+    })?;
+    assert_eq!(barrier.grade("c1"), Grade::Held);
+    eventually("the entrypoint runs", || program().starts_with("sleep").then_some(()));
+    Ok(())
+}
+
+#[test]
+fn runc_is_held_before_the_containers_first_instruction() -> Result<()> {
+    require!(Oci::Runc.requirement());
+    is_held_before_its_first_instruction(Oci::Runc)
+}
+
+#[test]
+fn crun_is_held_before_the_containers_first_instruction() -> Result<()> {
+    require!(Oci::Crun.requirement());
+    is_held_before_its_first_instruction(Oci::Crun)
+}

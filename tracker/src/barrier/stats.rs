@@ -1,0 +1,61 @@
+//! What the barrier counts, for metrics and tests. Plain counters; reading them costs nobody anything.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Upper bounds of the hold time's buckets, in microseconds; the last bucket has none.
+pub const HOLD_BUCKETS_US: [u64; 11] = [50, 100, 200, 500, 1_000, 2_000, 5_000, 20_000, 100_000, 200_000, 300_000];
+
+/// The barrier's counters since it began.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Executions of marked binaries that were looked at.
+    pub events: AtomicU64,
+    /// Held `create`s and `start`s that were given to the collection.
+    pub holds: AtomicU64,
+    /// How many answers took up to each of [`HOLD_BUCKETS_US`], from the keeper's reading to ours; not cumulative.
+    pub hold_buckets: [AtomicU64; HOLD_BUCKETS_US.len() + 1],
+    /// Sum of these times, in nanoseconds.
+    pub hold_ns: AtomicU64,
+    /// Answers that came after the keeper had let go.
+    pub let_go: AtomicU64,
+    /// Times that the kernel's queue ran over: it allowed what it dropped.
+    pub overflows: AtomicU64,
+    /// Executions let go because no thread was to be had for them.
+    pub refused_jobs: AtomicU64,
+    /// Callers let go unread: not uid 0.
+    pub refused_user: AtomicU64,
+    /// Callers let go unread: in another user namespace.
+    pub refused_user_namespace: AtomicU64,
+    /// Callers let go unread: in another mount or pid namespace, or below another root directory.
+    pub refused_nested: AtomicU64,
+    /// Callers that had gone, or whose command line could not be read.
+    pub unread: AtomicU64,
+    /// Command lines that no OCI runtime takes.
+    pub argv_errors: AtomicU64,
+    /// A runtime executing itself: `runc init`, crun's second execution.
+    pub itself: AtomicU64,
+    /// `start`s let go because no process could be proven to be the container's.
+    pub unproven: AtomicU64,
+    /// Runtimes whose end is not waited for, since too many are.
+    pub unwatched: AtomicU64,
+    /// Threads that are lost at this moment (a gauge).
+    pub lost_threads: AtomicU64,
+    /// Panics contained in the pool.
+    pub panics: AtomicU64,
+    /// The present keeper's pid, or the last one's (a gauge).
+    pub keeper_pid: AtomicU64,
+    /// Keepers started after the first one.
+    pub keeper_restarts: AtomicU64,
+    /// Binaries learnt from what they started.
+    pub learnt: AtomicU64,
+}
+
+impl Stats {
+    pub(super) fn hold_time(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        let bucket = HOLD_BUCKETS_US.iter().position(|bound| micros <= *bound).unwrap_or(HOLD_BUCKETS_US.len());
+        self.hold_buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.hold_ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+}
