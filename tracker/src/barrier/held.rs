@@ -283,7 +283,7 @@ impl HeldPath {
 
     /// A container that was created before we were there: its runtime's state file says where its bundle is.
     fn adopt(&self, request: &Request) -> Option<Arc<Entry>> {
-        let bundle = init::state_file(&request.place)?.bundle?;
+        let bundle = init::state_file(&request.place)?.bundle;
         let id = &request.invocation.id;
         let key =
             ContainerKey { domain: Domain::Host, scope: scope::of(&bundle, &request.place.0, id), id: id.clone() };

@@ -11,10 +11,10 @@ use nix::fcntl::AT_FDCWD;
 
 use super::book::{Entry, Place};
 use super::caller::Host;
-use super::state_file::{self, StateFile};
 use crate::container::{Cgroup, Namespaces, TaskId};
 use crate::fact::Statement;
 use crate::source::file::{Walk, read_regular};
+use crate::source::proc::state_file::{self, StateFile};
 use crate::source::task::Task;
 use crate::time::BootTime;
 

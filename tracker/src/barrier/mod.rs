@@ -38,7 +38,6 @@ mod caller;
 mod held;
 mod init;
 mod marks;
-mod state_file;
 mod stats;
 mod watch;
 

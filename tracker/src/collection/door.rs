@@ -291,19 +291,24 @@ impl Listener {
         (facts, Listener { deliveries })
     }
 
-    /// Waits for the next statements; `None` when no source is left.
+    /// Waits for the next statements; `None` when no source is left. What is asked of a collection goes unanswered.
     pub fn hear(&mut self) -> Option<Heard> {
-        Some(match self.deliveries.next()? {
-            Delivery::Facts(facts) => Heard::Facts(facts),
-            Delivery::Hold(Hold { facts, key, step, latch, .. }) => Heard::Held(HeldFacts { facts, key, step, latch }),
-        })
+        loop {
+            match self.deliveries.queue.blocking_recv()? {
+                Delivery::Facts(facts) => return Some(Heard::Facts(facts)),
+                Delivery::Hold(Hold { facts, key, step, latch, .. }) => {
+                    return Some(Heard::Held(HeldFacts { facts, key, step, latch }));
+                }
+                Delivery::Ask(_) => {}
+            }
+        }
     }
 }
 
 impl HeldFacts {
     /// Lets the held step go on.
     pub fn release(self) {
-        self.latch.release();
+        self.latch.published();
     }
 }
 

@@ -19,7 +19,7 @@
 
 mod finder;
 mod owner;
-mod state_file;
+pub(crate) mod state_file;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -8,23 +8,23 @@ use serde::Deserialize;
 use crate::container::TaskId;
 
 /// More is not read. runc repeats most of `config.json` in its file.
-pub(super) const MAX_LEN: u64 = 16 << 20;
+pub(crate) const MAX_LEN: u64 = 16 << 20;
 
 /// The names of the files, with their parsers.
-pub(super) const FORMATS: [(&str, Parse); 2] = [("state.json", runc), ("status", crun)];
+pub(crate) const FORMATS: [(&str, Parse); 2] = [("state.json", runc), ("status", crun)];
 
 /// A parser of one of the files.
-pub(super) type Parse = fn(&[u8]) -> Option<StateFile>;
+pub(crate) type Parse = fn(&[u8]) -> Option<StateFile>;
 
 /// What is read of such a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct StateFile {
+pub(crate) struct StateFile {
     /// The container's init process.
-    pub(super) task: TaskId,
+    pub(crate) task: TaskId,
     /// The OCI bundle's directory.
-    pub(super) bundle: PathBuf,
+    pub(crate) bundle: PathBuf,
     /// The runtime that wrote it.
-    pub(super) oci: &'static str,
+    pub(crate) oci: &'static str,
 }
 
 /// Reads runc's file: libcontainer's `State`.
