@@ -62,7 +62,7 @@ pub(super) fn find(entry: &Entry, host: &Host) -> Result<Init, Doubt> {
         Some(check(pid, host, |task| if started_after(task, created) { Ok(()) } else { Err(Doubt::Older(pid)) }))
     });
     match by_pid_file {
-        Some(Ok(init)) => return Ok(init),
+        Some(Ok(init)) => Ok(init),
         Some(Err(doubt)) => by_state_file(&entry.place, host).unwrap_or(Err(doubt)),
         None => by_state_file(&entry.place, host).unwrap_or(Err(Doubt::Unnamed)),
     }
@@ -77,10 +77,8 @@ pub(super) fn state_file((root, id): &Place) -> Option<StateFile> {
 }
 
 fn by_state_file(place: &Place, host: &Host) -> Option<Result<Init, Doubt>> {
-    let init = state_file(place)?.init;
-    // runc's file of a container that has no process has no pid either.
-    (init.pid != 0)
-        .then(|| check(init.pid, host, |task| if task == init { Ok(()) } else { Err(Doubt::Another(init.pid)) }))
+    let init = state_file(place)?.task;
+    Some(check(init.pid, host, |task| if task == init { Ok(()) } else { Err(Doubt::Another(init.pid)) }))
 }
 
 fn check(pid: u32, host: &Host, prove: impl FnOnce(TaskId) -> Result<(), Doubt>) -> Result<Init, Doubt> {
