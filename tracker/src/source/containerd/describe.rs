@@ -13,15 +13,15 @@ use prost_types::Any;
 use super::events::{MAX_IMAGE_NAME_LEN, boot_time};
 use crate::container::{ContainerId, Image, Kind, Pod, Runtime, Str};
 use crate::enrich::oci::{self, MAX_ENTRIES, MAX_KEY_LEN, MAX_VALUE_LEN};
+use crate::enrich::scope;
 use crate::fact::Statement;
 
+/// The CRI plugin's label that tells sandboxes from containers.
+const KIND: &str = "io.cri-containerd.kind";
 /// Bytes of all of a container's labels together.
 const MAX_LABELS_LEN: usize = 64 * 1024;
 /// Bytes of any other name that is kept.
 const MAX_NAME_LEN: usize = 1024;
-
-/// The containerd namespace that Docker keeps its containers in.
-const DOCKER_NAMESPACE: &str = "moby";
 
 /// What a container's record says.
 #[derive(Clone, Debug, Default)]
@@ -41,7 +41,7 @@ pub(super) fn describe(namespace: &Str, id: &ContainerId, container: Container) 
     }
     let label = |key: &str| labels.get(key).cloned();
 
-    statement.kind = match labels.get("io.cri-containerd.kind").map(|kind| &**kind) {
+    statement.kind = match labels.get(KIND).map(|kind| &**kind) {
         Some("sandbox") => Some(Kind::Sandbox),
         Some("container") => Some(Kind::Container),
         _ => None,
@@ -52,7 +52,7 @@ pub(super) fn describe(namespace: &Str, id: &ContainerId, container: Container) 
     if !container.image.is_empty() && container.image.len() <= MAX_IMAGE_NAME_LEN {
         statement.image = Some(Image { name: Some(container.image.into()), id: None, digest: None });
     }
-    if &**namespace == DOCKER_NAMESPACE {
+    if scope::manager(namespace) == "docker" {
         for field in ["name", "image", "labels"] {
             statement.missing.push((field, "dockerd does not tell containerd".into()));
         }
@@ -71,6 +71,46 @@ pub(super) fn describe(namespace: &Str, id: &ContainerId, container: Container) 
     }
     statement.kind = statement.kind.or(Some(Kind::Container));
     Description { statement, left_out }
+}
+
+/// What a container's record says after a change that told only its labels: the rest is as `former` has it. `None` where
+/// that is not so: the image is another one.
+///
+/// Saves the call for the whole record, which some programs would cost us several times in a container's life: they keep
+/// their own notes in labels. What a label said that is gone now stays until the next list.
+pub(super) fn relabel(
+    namespace: &Str,
+    id: &ContainerId,
+    former: &Statement,
+    image: String,
+    labels: HashMap<String, String>,
+) -> Option<Description> {
+    let former_image = former.image.as_ref().and_then(|image| image.name.as_deref());
+    if former_image.unwrap_or_default() != image {
+        return None;
+    }
+    let record = Container { labels, image, ..Default::default() };
+    let mut description = describe(namespace, id, record);
+    let statement = &mut description.statement;
+    statement.runtime.clone_from(&former.runtime);
+    statement.image.clone_from(&former.image);
+    statement.annotations.clone_from(&former.annotations);
+    statement.host_network = former.host_network;
+    statement.created_at = former.created_at;
+    statement.name = statement.name.take().or_else(|| former.name.clone());
+    if !statement.labels.as_ref().is_some_and(|labels| labels.contains_key(KIND)) {
+        statement.kind = former.kind;
+    }
+    match (&mut statement.pod, &former.pod) {
+        (Some(pod), Some(former)) => pod.sandbox_id = pod.sandbox_id.take().or_else(|| former.sandbox_id.clone()),
+        (pod @ None, former) => pod.clone_from(former),
+        (Some(_), None) => {}
+    }
+    let of_labels = |field: &str| field == "labels";
+    statement.missing.extend(former.missing.iter().filter(|(field, _)| !of_labels(field)).cloned());
+    statement.missing.sort_unstable();
+    statement.missing.dedup();
+    Some(description)
 }
 
 /// The labels that are within the caps, and how many are not.
@@ -113,14 +153,13 @@ fn pod(labels: &BTreeMap<Str, Str>, kind: Option<Kind>, id: &ContainerId, sandbo
 }
 
 fn runtime(namespace: &Str, runtime: Option<containerd_client::services::v1::container::Runtime>) -> Runtime {
-    let name = if &**namespace == DOCKER_NAMESPACE { "docker" } else { "containerd" };
     let (handler, options) = runtime.map(|runtime| (runtime.name, runtime.options)).unwrap_or_default();
     let oci = options.as_ref().and_then(oci_binary).or_else(|| {
         // The shim's own default, where its options do not name another.
         handler.starts_with("io.containerd.runc.").then(|| "runc".into())
     });
     let handler = (!handler.is_empty() && handler.len() <= MAX_NAME_LEN).then(|| handler.into());
-    Runtime { name: Some(name.into()), namespace: Some(Arc::clone(namespace)), handler, oci }
+    Runtime { name: Some(scope::manager(namespace).into()), namespace: Some(Arc::clone(namespace)), handler, oci }
 }
 
 /// The two fields of `containerd.runc.v1.Options` that tell which OCI runtime the shim calls. The type belongs to the
@@ -207,6 +246,23 @@ mod tests {
             assert_eq!(runtime.unwrap().oci.as_deref(), expected, "{name}");
         }
         assert_eq!(record("moby", &[], None).statement.runtime.unwrap().name.as_deref(), Some("docker"));
+    }
+
+    #[test]
+    fn new_labels_change_what_labels_say_and_nothing_else() {
+        let spec = Any { type_url: "Spec".into(), value: br#"{"annotations":{"color":"red"},"linux":{}}"#.to_vec() };
+        let labelled = |value: &str| HashMap::from([("nerdctl/name".to_owned(), value.to_owned())]);
+        let (namespace, id) = ("default".into(), ContainerId::new("c1").unwrap());
+        let record = |name| Container {
+            labels: labelled(name),
+            spec: Some(spec.clone()),
+            image: "bb".into(),
+            ..Default::default()
+        };
+        let former = describe(&namespace, &id, record("old")).statement;
+        let relabelled = relabel(&namespace, &id, &former, "bb".into(), labelled("new")).unwrap().statement;
+        assert_eq!(relabelled, describe(&namespace, &id, record("new")).statement);
+        assert!(relabel(&namespace, &id, &former, "other".into(), labelled("new")).is_none());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! An event that is of no interest is `None`; one that cannot be read is an error, which the caller counts. Nothing here
 //! asks anybody anything.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use containerd_client::types::Envelope;
@@ -33,8 +34,10 @@ pub(super) struct Event {
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Happened {
-    /// A container's record was made or changed.
-    Changed(ContainerId),
+    /// A container's record was made.
+    Made(ContainerId),
+    /// A container's record was changed. These are its labels and its image now; what else it says is not told.
+    Changed { id: ContainerId, image: String, labels: HashMap<String, String> },
     /// A container's record was removed.
     Deleted(ContainerId),
     /// Something about a container's own process: not about one of its execs.
@@ -90,10 +93,12 @@ pub(super) fn decode(envelope: Envelope) -> Result<Option<Event>, Garbled> {
     let bytes = body.value.as_slice();
     let what = match kind {
         "containerd.events.ContainerCreate" => {
-            Happened::Changed(id("ContainerCreate", &read::<on::ContainerCreate>("ContainerCreate", bytes)?.id)?)
+            Happened::Made(id("ContainerCreate", &read::<on::ContainerCreate>("ContainerCreate", bytes)?.id)?)
         }
         "containerd.events.ContainerUpdate" => {
-            Happened::Changed(id("ContainerUpdate", &read::<on::ContainerUpdate>("ContainerUpdate", bytes)?.id)?)
+            let event: on::ContainerUpdate = read("ContainerUpdate", bytes)?;
+            let id = id("ContainerUpdate", &event.id)?;
+            Happened::Changed { id, image: event.image, labels: event.labels }
         }
         "containerd.events.ContainerDelete" => {
             Happened::Deleted(id("ContainerDelete", &read::<on::ContainerDelete>("ContainerDelete", bytes)?.id)?)

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -36,6 +37,8 @@ pub(super) enum Manner {
     Proper,
     /// Not at all: the request is taken, and that is it.
     Silent,
+    /// After a while.
+    Late(Duration),
     /// With bytes that are no message.
     Garbage,
 }
@@ -78,6 +81,17 @@ impl Containerd {
             world.containers.insert((namespace.into(), container.id.clone()), container);
         });
         self.announce(namespace, &event);
+    }
+
+    /// Changes a container's labels.
+    pub(super) fn label(&self, namespace: &str, id: &str, labels: &[(&str, &str)]) {
+        let changed = self.world(|world| {
+            let record = world.containers.get_mut(&(namespace.to_owned(), id.to_owned())).unwrap();
+            record.labels = container(id, "", labels).labels;
+            record.clone()
+        });
+        let api::Container { id, image, labels, .. } = changed;
+        self.announce(namespace, &events::ContainerUpdate { id, image, labels, snapshot_key: String::new() });
     }
 
     /// Removes a container's record.
@@ -321,6 +335,10 @@ impl Containerd {
                 Ok::<_, Infallible>(match manner {
                     Manner::Proper => proper(request).await.map(Body::new),
                     Manner::Silent => std::future::pending().await,
+                    Manner::Late(time) => {
+                        tokio::time::sleep(time).await;
+                        proper(request).await.map(Body::new)
+                    }
                     // A frame of four bytes: field 1, five bytes long, of which two are there.
                     Manner::Garbage => HttpResponse::builder()
                         .header("content-type", "application/grpc")

@@ -4,7 +4,7 @@
 //! say. A container is stated once its record has been read (`Described`), and again whenever its statement changes.
 //!
 //! ```text
-//!            Changed, or any task event                described
+//!            Made, or any task event                   described
 //!  unknown ─────────────────────────────▶ undescribed ───────────▶ described ──▶ stated with every change
 //!     ▲            (wish: Describe)            │                        │
 //!     └────────────────── Deleted ─────────────┴──── Deleted, or not listed (Withdraw)
@@ -13,7 +13,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::describe::Description;
+use super::describe::{Description, relabel};
 use super::events::{Event, Happened, TaskEvent};
 use crate::container::{ContainerId, Exit, Image, Namespaces, State, Str, TaskId};
 use crate::fact::Statement;
@@ -64,6 +64,8 @@ pub(super) enum Wish {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     entries: HashMap<Name, Entry>,
+    /// Counts events, to tell what came after what.
+    events: u64,
 }
 
 #[derive(Debug, Default)]
@@ -71,8 +73,13 @@ struct Entry {
     described: bool,
     /// Pid of the present or last task, also when its identity could not be read any more.
     pid: Option<u32>,
+    /// The last event about its task.
+    task_event: u64,
     /// The OOM killer has struck in the present task's container.
     out_of_memory: bool,
+    /// The latest moment that the statement is about. Events carry containerd's moments and answers our own, so that one
+    /// can arrive before a later-stamped other; what is stated last must never look older than what it replaces.
+    at: BootTime,
     statement: Statement,
 }
 
@@ -80,16 +87,28 @@ impl Ledger {
     /// Applies one event. `identity` is that of the pid the event carries ([`Event::pid`]).
     pub(super) fn apply(&mut self, event: Event, identity: Option<Identity>) -> Vec<Wish> {
         let Event { at, namespace, what } = event;
+        self.events += 1;
         match what {
-            Happened::Changed(id) => {
+            Happened::Made(id) => {
                 let name = Name { namespace, id };
                 self.entries.entry(name.clone()).or_default();
                 vec![Wish::Describe(name)]
             }
+            Happened::Changed { id, image, labels } => {
+                let name = Name { namespace, id };
+                let entry = self.entries.entry(name.clone()).or_default();
+                if !entry.described {
+                    return vec![Wish::Describe(name)];
+                }
+                let Some(description) = relabel(&name.namespace, &name.id, &entry.statement, image, labels) else {
+                    return vec![Wish::Describe(name)];
+                };
+                if entry.describe(description) { vec![entry.state(name, at)] } else { vec![] }
+            }
             Happened::Deleted(id) => {
                 let name = Name { namespace, id };
                 match self.entries.remove(&name) {
-                    Some(entry) if entry.described => vec![Wish::Withdraw { name, at }],
+                    Some(entry) if entry.described => vec![Wish::Withdraw { name, at: at.max(entry.at) }],
                     _ => vec![],
                 }
             }
@@ -97,6 +116,7 @@ impl Ledger {
                 let name = Name { namespace, id };
                 let known = self.entries.contains_key(&name);
                 let entry = self.entries.entry(name.clone()).or_default();
+                entry.task_event = self.events;
                 let changed = entry.task_event(at, what, identity);
                 if !known {
                     vec![Wish::Describe(name)]
@@ -145,13 +165,38 @@ impl Ledger {
             entry.describe(description);
             match &tasks {
                 Some(tasks) => entry.listed_task(tasks.get(&name.id)),
-                None if entry.pid.is_none() => {
-                    entry.statement.missing.push(("task", "its shim does not answer".into()))
-                }
-                None => {}
+                None => entry.task_unknown(),
             }
             wishes.push(entry.state(name.clone(), at));
             self.entries.insert(name, entry);
+        }
+        wishes
+    }
+
+    /// The present moment among events, for [`Ledger::tasks_listed`].
+    pub(super) fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Applies a namespace's tasks that were asked for when [`Ledger::events`] was `asked` and came late: what events told
+    /// since is newer. Returns statements about all that changed.
+    pub(super) fn tasks_listed(
+        &mut self,
+        namespace: &Str,
+        at: BootTime,
+        asked: u64,
+        tasks: &HashMap<ContainerId, ListedTask>,
+    ) -> Vec<Wish> {
+        let mut wishes = vec![];
+        for (name, entry) in &mut self.entries {
+            if name.namespace == *namespace && entry.described && entry.task_event <= asked {
+                let former = entry.statement.clone();
+                entry.statement.missing.retain(|missing| *missing != task_missing());
+                entry.listed_task(tasks.get(&name.id));
+                if entry.statement != former {
+                    wishes.push(entry.state(name.clone(), at));
+                }
+            }
         }
         wishes
     }
@@ -176,8 +221,9 @@ impl Event {
 }
 
 impl Entry {
-    fn state(&self, name: Name, at: BootTime) -> Wish {
-        Wish::State { name, at, statement: Box::new(self.statement.clone()) }
+    fn state(&mut self, name: Name, at: BootTime) -> Wish {
+        self.at = self.at.max(at);
+        Wish::State { name, at: self.at, statement: Box::new(self.statement.clone()) }
     }
 
     /// Takes over what the record says and keeps what the task told. Returns whether there is something new.
@@ -264,6 +310,12 @@ impl Entry {
         true
     }
 
+    fn task_unknown(&mut self) {
+        if self.pid.is_none() {
+            self.statement.missing.push(task_missing());
+        }
+    }
+
     fn listed_task(&mut self, task: Option<&ListedTask>) {
         let Some(task) = task else {
             // No task: if there was one, its end was missed, and nobody remembers its status.
@@ -281,6 +333,11 @@ impl Entry {
             None => self.statement.state = task.state.or(self.statement.state),
         }
     }
+}
+
+/// Why nothing is known about a task.
+fn task_missing() -> (&'static str, Str) {
+    ("task", "containerd has not listed its tasks: one of its shims does not answer".into())
 }
 
 /// The moment known before, if the new one is the same but for the wall clock's wandering: a moment that is told again must
@@ -301,4 +358,206 @@ pub(super) fn with_image(mut description: Description, image: Result<Image, Str>
         Err(reason) => description.statement.missing.push(("image.id", reason)),
     }
     description
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AT: BootTime = BootTime(1_000_000_000_000);
+
+    fn after(ms: u64) -> BootTime {
+        BootTime(AT.0 + ms * 1_000_000)
+    }
+
+    fn name(id: &str) -> Name {
+        Name { namespace: "default".into(), id: ContainerId::new(id).unwrap() }
+    }
+
+    fn identity(pid: u32) -> Option<Identity> {
+        Some(Identity {
+            task: TaskId { pid, start_ticks: 1 },
+            namespaces: Namespaces { mnt: pid, ..Default::default() },
+        })
+    }
+
+    fn task(ms: u64, what: TaskEvent) -> Event {
+        let Name { namespace, id } = name("c1");
+        Event { at: after(ms), namespace, what: Happened::Task(id, what) }
+    }
+
+    fn created(pid: u32) -> TaskEvent {
+        TaskEvent::Created { pid, bundle: Some("/b".into()) }
+    }
+
+    fn exited(pid: u32, status: u32) -> TaskEvent {
+        TaskEvent::Exited { pid, status, at: None }
+    }
+
+    /// A described container, and what happened to it.
+    fn ledger(events: &[(u64, TaskEvent)]) -> Ledger {
+        let mut ledger = Ledger::default();
+        let Name { namespace, id } = name("c1");
+        ledger.apply(Event { at: AT, namespace, what: Happened::Made(id) }, None);
+        ledger.described(name("c1"), AT, Description::default()).unwrap();
+        for (ms, what) in events {
+            let event = task(*ms, what.clone());
+            let identity = event.pid().and_then(identity);
+            ledger.apply(event, identity);
+        }
+        ledger
+    }
+
+    #[test]
+    fn a_life_is_told_by_its_events() {
+        let start = |pid| TaskEvent::Started { pid };
+        let cases: &[(&str, &[TaskEvent], State, Option<(u32, Option<bool>)>, Option<u32>)] = &[
+            ("created", &[created(7)], State::Created, None, Some(7)),
+            ("running", &[created(7), start(7)], State::Running, None, Some(7)),
+            ("start without create", &[start(7)], State::Running, None, Some(7)),
+            ("paused", &[created(7), start(7), TaskEvent::Paused], State::Paused, None, Some(7)),
+            ("resumed", &[start(7), TaskEvent::Paused, TaskEvent::Resumed], State::Running, None, Some(7)),
+            ("exited", &[created(7), start(7), exited(7, 3)], State::Exited, Some((3, None)), Some(7)),
+            ("exit before start", &[created(7), exited(7, 3), start(7)], State::Exited, Some((3, None)), Some(7)),
+            (
+                "resumed after the exit",
+                &[start(7), exited(7, 0), TaskEvent::Resumed],
+                State::Exited,
+                Some((0, None)),
+                Some(7),
+            ),
+            (
+                "killed for memory",
+                &[start(7), TaskEvent::OutOfMemory, exited(7, 137)],
+                State::Exited,
+                Some((137, Some(true))),
+                Some(7),
+            ),
+            ("another was", &[start(7), TaskEvent::OutOfMemory, exited(7, 0)], State::Exited, Some((0, None)), Some(7)),
+            ("started again", &[start(7), exited(7, 3), created(8), start(8)], State::Running, None, Some(8)),
+            (
+                "a late exit of the former",
+                &[start(7), created(8), start(8), exited(7, 3)],
+                State::Running,
+                None,
+                Some(8),
+            ),
+            (
+                "deleted without an exit",
+                &[created(7), TaskEvent::Deleted { pid: 7, status: 9, at: None }],
+                State::Exited,
+                Some((9, None)),
+                Some(7),
+            ),
+        ];
+        for (what, events, state, exit, pid) in cases {
+            let events: Vec<_> = (1..).zip(events.iter().cloned()).collect();
+            let ledger = ledger(&events);
+            let statement = &ledger.entries[&name("c1")].statement;
+            assert_eq!(statement.state, Some(*state), "{what}");
+            assert_eq!(statement.exit.map(|exit| (exit.code, exit.oom)), *exit, "{what}");
+            assert_eq!(statement.task.map(|task| task.pid), *pid, "{what}");
+            assert_eq!(statement.exited_at.is_some(), exit.is_some(), "{what}");
+        }
+    }
+
+    #[test]
+    fn a_container_is_described_once_and_then_stated() {
+        let mut ledger = Ledger::default();
+        // A task event of a container whose creation was missed.
+        assert_eq!(ledger.apply(task(1, created(7)), identity(7)), [Wish::Describe(name("c1"))]);
+        assert_eq!(ledger.apply(task(2, TaskEvent::Started { pid: 7 }), identity(7)), []);
+        let stated = ledger.described(name("c1"), AT, Description::default());
+        assert!(matches!(stated, Some(Wish::State { statement, .. }) if statement.state == Some(State::Running)));
+        assert_eq!(ledger.described(name("c1"), AT, Description::default()), None, "nothing new");
+        assert!(matches!(&ledger.apply(task(3, TaskEvent::Paused), None)[..], [Wish::State { .. }]));
+        assert_eq!(ledger.described(name("gone"), AT, Description::default()), None);
+    }
+
+    #[test]
+    fn what_is_stated_last_is_never_older() {
+        let mut ledger = ledger(&[(500, created(7))]);
+        // An answer is stamped when it was asked for, which may be before the last event.
+        let left_out =
+            Description { statement: Statement { name: Some("n".into()), ..Default::default() }, left_out: 0 };
+        let Some(Wish::State { at, .. }) = ledger.described(name("c1"), AT, left_out) else {
+            panic!("it has a name now")
+        };
+        assert_eq!(at, after(500));
+        let Name { namespace, id } = name("c1");
+        let gone = ledger.apply(Event { at: AT, namespace, what: Happened::Deleted(id) }, None);
+        assert_eq!(gone, [Wish::Withdraw { name: name("c1"), at: after(500) }]);
+    }
+
+    #[test]
+    fn a_list_repairs_what_was_missed_and_keeps_what_is_known() {
+        let running = |pid| ListedTask { pid, identity: identity(pid), state: Some(State::Running), exit: None };
+        let stopped = ListedTask { exit: Some((5, None)), identity: None, ..running(7) };
+        let id = || ContainerId::new("c1").unwrap();
+        let list = |ledger: &mut Ledger, task: Option<Option<ListedTask>>| {
+            let tasks = task.map(|task| task.map(|task| (id(), task)).into_iter().collect());
+            let wishes = ledger.listed(&"default".into(), after(10), vec![(id(), Description::default())], tasks);
+            let [Wish::State { statement, .. }] = &wishes[..] else { panic!("{wishes:?}") };
+            (**statement).clone()
+        };
+        let before = || ledger(&[(1, created(7)), (2, TaskEvent::Started { pid: 7 })]);
+
+        let same = list(&mut before(), Some(Some(running(7))));
+        assert_eq!(
+            (same.state, same.started_at, same.bundle.as_deref()),
+            (Some(State::Running), Some(after(2)), Some("/b"))
+        );
+        let ended = list(&mut before(), Some(Some(stopped)));
+        assert_eq!((ended.state, ended.exit.unwrap().code, ended.task.unwrap().pid), (Some(State::Exited), 5, 7));
+        let other = list(&mut before(), Some(Some(running(8))));
+        assert_eq!((other.task.unwrap().pid, other.started_at), (8, None));
+        let gone = list(&mut before(), Some(None));
+        assert_eq!((gone.state, gone.exit), (Some(State::Exited), None));
+        let unknown = list(&mut before(), None);
+        assert_eq!((unknown.state, unknown.task.unwrap().pid), (Some(State::Running), 7));
+
+        // The same list, but late: an event that came after it was asked for is newer.
+        let mut late = before();
+        let asked = late.events();
+        let tasks = HashMap::from([(id(), running(7))]);
+        assert_eq!(late.tasks_listed(&"default".into(), after(10), asked, &tasks), []);
+        late.apply(task(3, exited(7, 0)), None);
+        assert_eq!(late.tasks_listed(&"default".into(), after(10), asked, &tasks), []);
+        let tasks = HashMap::from([(id(), running(8))]);
+        let asked = late.events();
+        assert!(matches!(&late.tasks_listed(&"default".into(), after(10), asked, &tasks)[..], [Wish::State { .. }]));
+
+        let mut empty = before();
+        assert_eq!(empty.listed(&"default".into(), after(10), vec![], None), []);
+        assert!(empty.namespaces().is_empty());
+    }
+
+    proptest! {
+        /// Whatever the order: an end stays an end until another task begins, and moments never go back.
+        #[test]
+        fn any_order_of_events_is_survived(events in prop::collection::vec((0..9_u8, 1..4_u32, 0..1_000_u64), 0..40)) {
+            let mut ledger = ledger(&[]);
+            let mut last = BootTime::ZERO;
+            for (kind, pid, ms) in events {
+                let what = match kind {
+                    0 => created(pid),
+                    1 => TaskEvent::Started { pid },
+                    2 => exited(pid, 137),
+                    3 => TaskEvent::Deleted { pid, status: 0, at: None },
+                    4 => TaskEvent::OutOfMemory,
+                    5 => TaskEvent::Paused,
+                    6 => TaskEvent::Resumed,
+                    _ => exited(pid, 0),
+                };
+                for wish in ledger.apply(task(ms, what), identity(pid)) {
+                    let Wish::State { at, statement, .. } = wish else { panic!("it is described") };
+                    prop_assert!(at >= last);
+                    last = at;
+                    prop_assert_eq!(statement.state == Some(State::Exited), statement.exit.is_some());
+                }
+            }
+        }
+    }
 }

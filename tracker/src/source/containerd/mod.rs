@@ -40,7 +40,6 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::collection::door::Facts;
-use crate::container::Str;
 use crate::fact::Source;
 use crate::source::complaints::Complaints;
 use crate::source::health::HealthBoard;
@@ -193,9 +192,4 @@ async fn keep(peer: Peer, cancel: &CancellationToken) {
     // Never contended: one session after the other. It lets each session borrow what they share.
     let peer = Mutex::new(peer);
     supervise(&line, backoff, cancel, || async { session::run(&mut *peer.lock().await).await }).await;
-}
-
-/// The scope of ids in one containerd namespace.
-fn scope(namespace: &str) -> Str {
-    format!("containerd/{namespace}").into()
 }

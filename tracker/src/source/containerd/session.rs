@@ -25,15 +25,16 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tonic::Streaming;
 use tracing::{debug, warn};
 
+use super::Peer;
 use super::client::{CallError, Client, file_id, next_event};
 use super::describe::{Description, describe};
 use super::events::{self, boot_time};
 use super::images::{self, Manifest};
 use super::ledger::{ListedTask, Name, Wish, with_image};
 use super::process::identity;
-use super::{Peer, scope};
 use crate::collection::door::Ended;
 use crate::container::{ContainerId, ContainerKey, Domain, Image, State, Str};
+use crate::enrich::scope;
 use crate::fact::{Fact, Source, Statement, What};
 use crate::source::supervise::End;
 use crate::time::BootTime;
@@ -44,6 +45,9 @@ const CONCURRENT_DESCRIPTIONS: usize = 8;
 const MAX_BATCH: usize = 1024;
 /// After the first list, the second one comes this soon.
 const SETTLE: Duration = Duration::from_secs(1);
+/// How long a list waits for the tasks. containerd asks every shim for them, one after the other, and waits two seconds
+/// for each that hangs; the containers shall not wait for that, so that tasks that come later are applied later.
+const TASKS_GRACE: Duration = Duration::from_millis(300);
 /// Namespaces that are listed.
 const MAX_NAMESPACES: usize = 1024;
 
@@ -77,6 +81,8 @@ struct Session<'a> {
     describing: FuturesUnordered<BoxFuture<'static, Answer>>,
     /// Bounded by the number of containers: one that waits already is not added again.
     to_describe: VecDeque<(Name, BootTime)>,
+    /// Lists of tasks that take their time: at most one per namespace and list.
+    late_tasks: FuturesUnordered<BoxFuture<'static, LateTasks>>,
     version: String,
     is_live: bool,
 }
@@ -86,6 +92,9 @@ type Described = (Description, Option<Str>);
 
 /// What came of reading a record, and when it was asked for.
 type Answer = (Name, BootTime, Result<Described, CallError>);
+
+/// A namespace, which event was the last when its tasks were asked for, and when that was; and the tasks.
+type LateTasks = (Str, u64, BootTime, Result<Vec<Process>, CallError>);
 
 /// The event stream: asked for until the first event arrives, then open.
 enum Subscription {
@@ -134,13 +143,14 @@ impl<'a> Session<'a> {
         let list_deadline = config.list_deadline();
         let client = Client::connect(&peer.path, config.deadline(), list_deadline, Arc::clone(&peer.stats)).await?;
         let subscription = Subscription::Asked(client.subscribe().boxed());
-        let describing = FuturesUnordered::new();
+        let (describing, late_tasks) = (FuturesUnordered::new(), FuturesUnordered::new());
         Ok(Self {
             peer,
             client,
             subscription,
             describing,
             to_describe: VecDeque::new(),
+            late_tasks,
             version: String::new(),
             is_live: false,
         })
@@ -178,6 +188,9 @@ impl<'a> Session<'a> {
                     heard = true;
                     self.described(name, at, described).await?;
                 }
+                Some((namespace, asked, at, tasks)) = self.late_tasks.next(), if !self.late_tasks.is_empty() => {
+                    self.late_tasks(&namespace, asked, at, tasks).await?;
+                }
                 _ = alive.tick() => {
                     if file_id(&self.peer.path).is_some_and(|now| Some(now) != socket) {
                         return Err(End::Lost(format!("{}: the socket was replaced", self.peer.path.display())));
@@ -212,6 +225,8 @@ impl<'a> Session<'a> {
         }
         let mut facts = vec![];
         let mut unread = None;
+        // Those that are still under way were asked for before; this list asks again.
+        self.late_tasks.clear();
         for namespace in &namespaces {
             let at = BootTime::now();
             let listing = read_namespace(&client, namespace, &mut self.peer.images);
@@ -220,6 +235,10 @@ impl<'a> Session<'a> {
                 Err(error) = self.subscription.open() => Err(error),
                 listing = listing => listing,
             }?;
+            if let Some(tasks) = listing.late_tasks {
+                let (namespace, asked) = (Arc::clone(namespace), self.peer.ledger.events());
+                self.late_tasks.push(async move { (namespace, asked, at, tasks.await) }.boxed());
+            }
             let left_out = listing.containers.iter().map(|(_, description)| description.left_out).sum();
             self.peer.stats.left_out.fetch_add(left_out, Relaxed);
             match listing.cut_short {
@@ -266,7 +285,7 @@ impl<'a> Session<'a> {
     }
 
     fn state_list(&mut self, namespace: &Str, at: BootTime, wishes: Vec<Wish>, facts: &mut Vec<Fact>) {
-        let scope = scope(namespace);
+        let scope = scope::containerd(namespace);
         let keys = wishes.iter().filter_map(|wish| match wish {
             Wish::State { name, .. } => Some(key(name)),
             _ => None,
@@ -342,7 +361,7 @@ impl<'a> Session<'a> {
             }
             Wish::ForgetImage { namespace, name } => self.peer.images.forget(&namespace, &name),
             Wish::ForgetNamespace(namespace) => {
-                let scope = scope(&namespace);
+                let scope = scope::containerd(&namespace);
                 let keys = self.peer.roster.replace(&self.peer.path, &scope, vec![]);
                 facts.push(fact(BootTime::now(), What::Listed { scope, keys }));
             }
@@ -367,6 +386,32 @@ impl<'a> Session<'a> {
                 .boxed(),
             );
         }
+    }
+
+    async fn late_tasks(
+        &mut self,
+        namespace: &Str,
+        asked: u64,
+        at: BootTime,
+        tasks: Result<Vec<Process>, CallError>,
+    ) -> Result<(), End> {
+        let tasks = match tasks {
+            Ok(tasks) => tasks.into_iter().filter_map(|task| listed_task(task, at)).collect(),
+            Err(error @ (CallError::Deadline { .. } | CallError::Answer { .. })) => {
+                if self.peer.complaints.due("tasks") {
+                    warn!(socket = %self.peer.path.display(), %namespace, %error, "no list of tasks");
+                }
+                // A shim that hangs explains that; a daemon that hangs would, too.
+                self.client.version().await?;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut facts = vec![];
+        for wish in self.peer.ledger.tasks_listed(namespace, at, asked, &tasks) {
+            self.grant(wish, &mut facts);
+        }
+        self.state(facts).await
     }
 
     async fn described(&mut self, name: Name, at: BootTime, answer: Result<Described, CallError>) -> Result<(), End> {
@@ -412,8 +457,10 @@ impl<'a> Session<'a> {
 /// A namespace's containers.
 struct Listing {
     containers: Vec<(ContainerId, Description)>,
-    /// Absent when they could not be listed.
+    /// Absent when they could not be listed in time.
     tasks: Option<HashMap<ContainerId, ListedTask>>,
+    /// Then this is what is left to wait for.
+    late_tasks: Option<BoxFuture<'static, Result<Vec<Process>, CallError>>>,
     /// Why there may be more.
     cut_short: Option<CallError>,
 }
@@ -451,16 +498,18 @@ async fn read_namespace(client: &Client, namespace: &Str, images: &mut images::I
         }
     }
     let at = BootTime::now();
-    let tasks = match client.tasks(namespace).await {
-        Ok(tasks) => Some(tasks.into_iter().filter_map(|task| listed_task(task, at)).collect()),
-        // A shim that hangs makes this late; whether the daemon is alive, the next call will show.
-        Err(CallError::Deadline { .. } | CallError::Answer { .. }) => {
-            client.version().await?;
-            None
-        }
-        Err(error) => return Err(error),
+    let mut listing_tasks = tasks(client.clone(), Arc::clone(namespace)).boxed();
+    let (tasks, late_tasks) = match tokio::time::timeout(TASKS_GRACE, &mut listing_tasks).await {
+        Ok(Ok(tasks)) => (Some(tasks.into_iter().filter_map(|task| listed_task(task, at)).collect()), None),
+        Ok(Err(CallError::Answer { .. })) => (None, None),
+        Ok(Err(error)) => return Err(error),
+        Err(_) => (None, Some(listing_tasks)),
     };
-    Ok(Listing { containers, tasks, cut_short })
+    Ok(Listing { containers, tasks, late_tasks, cut_short })
+}
+
+async fn tasks(client: Client, namespace: Str) -> Result<Vec<Process>, CallError> {
+    client.tasks(&namespace).await
 }
 
 fn listed_task(task: Process, at: BootTime) -> Option<(ContainerId, ListedTask)> {
@@ -530,7 +579,7 @@ fn image_name(statement: &Statement) -> Option<Str> {
 }
 
 fn key(name: &Name) -> ContainerKey {
-    ContainerKey { domain: Domain::Host, scope: scope(&name.namespace), id: name.id.clone() }
+    ContainerKey { domain: Domain::Host, scope: scope::containerd(&name.namespace), id: name.id.clone() }
 }
 
 fn live(live: bool) -> Fact {

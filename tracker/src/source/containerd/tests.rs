@@ -157,6 +157,9 @@ async fn a_life_costs_one_call_and_ends_withdrawn() {
         let exec = TaskExit { container_id: id.clone(), id: "shell".into(), pid: 5, exit_status: 1, exited_at: None };
         containerd.announce("default", &exec);
         watched.until_state(&key, State::Running).await;
+        // Some programs keep their notes in labels, and change them often.
+        containerd.label("default", &id, &[("nerdctl/name", "noted")]);
+        watched.until("noted", |it| it.stated[&key].name.as_deref() == Some("noted")).await;
         containerd.end("default", &id, 137);
         let exited = watched.until_state(&key, State::Exited).await;
         assert_eq!(exited.exit.map(|exit| exit.code), Some(137));
@@ -319,6 +322,26 @@ async fn a_shim_that_hangs_costs_the_tasks_and_not_the_containers() {
     let statement = watched.until_state("containerd/default/c1", State::Created).await;
     assert!(statement.missing.iter().any(|(field, _)| *field == "task"));
     watched.until("live", |it| it.live).await;
+    watched.stop().await;
+}
+
+#[tokio::test]
+async fn tasks_that_are_listed_late_are_told_late() {
+    let (_directory, path) = socket();
+    let containerd = Containerd::default();
+    for (id, pid) in [("quiet", 4_000_001), ("ends", 4_000_002)] {
+        containerd.create("default", container(id, "", &[]));
+        containerd.start("default", id, pid);
+    }
+    containerd.answer("Tasks.List", Manner::Late(Duration::from_millis(450)));
+    let _fake = containerd.serve(&path);
+    let mut watched = Watched::on(&path);
+    watched.until_state("containerd/default/quiet", State::Created).await;
+    watched.until("live", |it| it.live).await;
+    containerd.end("default", "ends", 0);
+    let running = watched.until_state("containerd/default/quiet", State::Running).await;
+    assert!(running.missing.is_empty());
+    watched.until_state("containerd/default/ends", State::Exited).await;
     watched.stop().await;
 }
 
