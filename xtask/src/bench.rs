@@ -31,7 +31,7 @@ impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
         match self.what.clone().unwrap_or(What::Micro { filter: None }) {
             What::Micro { filter } => {
-                succeed(cargo(&["bench", "--package", "tracker", "--benches", "--"]).args(filter.iter()))
+                succeed(cargo(&["bench", "--package", "tracker", "--bench", "*", "--"]).args(filter.iter()))
             }
             What::Churn { arguments } => {
                 packages::ensure(packages::RUNTIMES)?;

@@ -413,7 +413,8 @@ mod tests {
     #[test]
     fn a_life_is_told_by_its_events() {
         let start = |pid| TaskEvent::Started { pid };
-        let cases: &[(&str, &[TaskEvent], State, Option<(u32, Option<bool>)>, Option<u32>)] = &[
+        type Case<'a> = (&'a str, &'a [TaskEvent], State, Option<(u32, Option<bool>)>, Option<u32>);
+        let cases: &[Case<'_>] = &[
             ("created", &[created(7)], State::Created, None, Some(7)),
             ("running", &[created(7), start(7)], State::Running, None, Some(7)),
             ("start without create", &[start(7)], State::Running, None, Some(7)),
