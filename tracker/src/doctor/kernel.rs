@@ -10,9 +10,10 @@ use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags}
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Check, Verdict};
+use crate::source::kernel;
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![release(), btf(), ring_buffer(), lockdown(), bpffs(), fanotify(), ptrace_scope()]
+    vec![release(), btf(), ring_buffer(), probes(), lockdown(), bpffs(), fanotify(), ptrace_scope()]
 }
 
 const NO_KERNEL_SOURCE: &str = "no kernel source: nothing is known before a scan of /proc finds it (grade observed)";
@@ -59,6 +60,25 @@ fn ring_buffer() -> Check {
         Ok(true) => Check::ok("BPF ring buffer", "can be made"),
         Ok(false) => lacking("this kernel has none".to_owned()),
         Err(error) => lacking(format!("make a map: {}", chain(&error))),
+    }
+}
+
+/// Loads and attaches the very probes that the kernel source uses. They are gone when this returns.
+fn probes() -> Check {
+    let config = kernel::Config { ring_bytes: 4096, max_namespaces: 64, ..kernel::Config::default() };
+    let loaded = kernel::Machine::examine().and_then(|machine| kernel::Kernel::load(&config, &machine));
+    match loaded {
+        Ok(probes) => {
+            let unique = if probes.machine().has_unique_ids() { "with" } else { "without" };
+            Check::ok("probes", format!("can be loaded and attached; {unique} never-reused ids of namespaces"))
+        }
+        Err(error) => Check::lacking(
+            Verdict::Fail,
+            "probes",
+            chain(&error),
+            NO_KERNEL_SOURCE,
+            "see the lines above; `dmesg` may tell more",
+        ),
     }
 }
 
