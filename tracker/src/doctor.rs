@@ -7,9 +7,9 @@ mod host;
 mod kernel;
 mod runtimes;
 
-use std::path::Path;
-
 use serde::Serialize;
+
+use crate::config::Config;
 
 /// How one thing is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -69,12 +69,12 @@ impl Check {
     }
 }
 
-/// Looks at everything. `socket` is where a running tracker would listen.
-pub fn examine(socket: &Path) -> Vec<Check> {
+/// Looks at everything that a tracker with this configuration would use.
+pub fn examine(config: &Config) -> Vec<Check> {
     let mut checks = host::checks();
     checks.extend(kernel::checks());
-    checks.extend(runtimes::checks());
-    checks.push(runtimes::tracker(socket));
+    checks.extend(runtimes::checks(config));
+    checks.push(runtimes::tracker(&config.server.socket));
     checks
 }
 
@@ -90,7 +90,9 @@ mod tests {
     #[test]
     fn whatever_is_lacking_has_a_price_and_a_remedy() {
         let directory = tempfile::tempdir().unwrap();
-        let checks = examine(&directory.path().join("none.sock"));
+        let mut config = Config::default();
+        config.server.socket = directory.path().join("none.sock");
+        let checks = examine(&config);
         assert!(checks.len() > 10);
         for check in &checks {
             let complete = check.verdict == Verdict::Ok || (check.costs.is_some() && check.remedy.is_some());

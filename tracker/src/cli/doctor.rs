@@ -1,7 +1,7 @@
 //! `tracker doctor`: what works on this machine.
 
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 
 use clap::Args;
 use tracker::doctor::{self, Check, Verdict};
@@ -17,10 +17,14 @@ pub(crate) struct Doctor {
     /// How to print: `table` for people, `name` only the subjects that are not ok.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
+    /// The configuration that the tracker would run with.
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
 }
 
-pub(crate) fn run(doctor: &Doctor, socket: &Path, out: &mut impl Write) -> Result<(), Failure> {
-    let checks = doctor::examine(socket);
+pub(crate) fn run(doctor: &Doctor, socket: Option<PathBuf>, out: &mut impl Write) -> Result<(), Failure> {
+    let config = super::configuration(doctor.config.as_deref(), socket)?;
+    let checks = doctor::examine(&config);
     match doctor.output {
         Format::Json => output::json(out, &checks)?,
         Format::Yaml => output::yaml(out, &checks)?,

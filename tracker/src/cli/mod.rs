@@ -16,10 +16,11 @@ mod sources;
 mod watch;
 
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use tracker::Config;
 use tracker::server::client::{Client, DEFAULT_SOCKET};
 
 use self::error::Failure;
@@ -69,18 +70,25 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
 
 fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Failure> {
     let Arguments { socket, command } = arguments;
-    if let Command::Run(run) = command {
-        return run::run(run, socket);
-    }
-    let socket = socket.unwrap_or_else(|| DEFAULT_SOCKET.into());
     match command {
-        Command::Doctor(doctor) => doctor::run(&doctor, &socket, out),
+        Command::Run(run) => run::run(run, socket),
+        Command::Doctor(doctor) => doctor::run(&doctor, socket, out),
         Command::Completions(completions) => completions::run(&completions, out),
         command => {
+            let client = Client::new(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()));
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            runtime.block_on(ask(command, &Client::new(socket), out))
+            runtime.block_on(ask(command, &client, out))
         }
     }
+}
+
+/// The configuration in `file`, or the default one; a socket on the command line wins.
+fn configuration(file: Option<&Path>, socket: Option<PathBuf>) -> Result<Config, Failure> {
+    let mut config = file.map(Config::read).transpose().map_err(Failure::other)?.unwrap_or_default();
+    if let Some(socket) = socket {
+        config.server.socket = socket;
+    }
+    Ok(config)
 }
 
 async fn ask(command: Command, client: &Client, out: &mut impl Write) -> Result<(), Failure> {

@@ -9,8 +9,8 @@ use std::path::PathBuf;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
+use tracker::Tracker;
 use tracker::server::Server;
-use tracker::{Config, Tracker};
 
 use self::log::{LogFormat, Recent};
 use super::error::Failure;
@@ -32,10 +32,7 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn run(run: Run, socket: Option<PathBuf>) -> Result<(), Failure> {
-    let mut config = run.config.as_deref().map(Config::read).transpose().map_err(Failure::other)?.unwrap_or_default();
-    if let Some(socket) = socket {
-        config.server.socket = socket;
-    }
+    let config = super::configuration(run.config.as_deref(), socket)?;
     let live = run.live && io::stdout().is_terminal();
     let recent = live.then(Recent::default);
     log::start(run.log_format, recent.clone())?;

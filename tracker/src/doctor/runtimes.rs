@@ -2,24 +2,22 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
+#[cfg(feature = "containerd")]
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{Check, Verdict};
+use crate::config::Config;
 
 /// Where distributions and runtimes' own packages put OCI runtimes.
 const DIRECTORIES: [&str; 5] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/libexec"];
 const OCI_RUNTIMES: [&str; 4] = ["runc", "crun", "youki", "nvidia-container-runtime"];
-const CONTAINERD_SOCKETS: [&str; 3] = [
-    "/run/containerd/containerd.sock",
-    "/run/k3s/containerd/containerd.sock",
-    "/run/docker/containerd/containerd.sock",
-];
 
-pub(super) fn checks() -> Vec<Check> {
+pub(super) fn checks(config: &Config) -> Vec<Check> {
     let mut checks = oci_runtimes();
-    checks.extend(containerd());
+    checks.extend(containerd(config));
     checks
 }
 
@@ -54,39 +52,50 @@ fn oci_runtime(path: &Path) -> Option<Check> {
     ))
 }
 
-fn containerd() -> Vec<Check> {
-    let found: Vec<Check> = CONTAINERD_SOCKETS.into_iter().filter_map(containerd_at).collect();
+const NO_CONTAINERD: &str = "image names and labels that are in no bundle are not known; all else is";
+
+#[cfg(not(feature = "containerd"))]
+fn containerd(_: &Config) -> Vec<Check> {
+    let found = "this tracker was built without the containerd source";
+    vec![Check::lacking(Verdict::Warn, "containerd", found, NO_CONTAINERD, "build it with the feature `containerd`")]
+}
+
+#[cfg(feature = "containerd")]
+fn containerd(config: &Config) -> Vec<Check> {
+    let config = &config.containerd;
+    if !config.enabled {
+        let remedy = "set `containerd.enabled` in the configuration";
+        return vec![Check::lacking(Verdict::Warn, "containerd", "switched off", NO_CONTAINERD, remedy)];
+    }
+    let sockets = config.sockets.iter().chain(&config.sockets_if_present);
+    let found: Vec<Check> = sockets.filter_map(|path| containerd_at(path)).collect();
     if !found.is_empty() {
         return found;
     }
+    let sockets: Vec<_> = config.sockets.iter().map(|path| path.display().to_string()).collect();
     vec![Check::lacking(
         Verdict::Warn,
         "containerd",
-        format!("no socket at {}", CONTAINERD_SOCKETS.join(", ")),
-        "image names and labels that are in no bundle are not known; all else is",
+        format!("no socket at {}", sockets.join(", ")),
+        NO_CONTAINERD,
         "nothing, where containerd is not used; else name its socket in the configuration",
     )]
 }
 
-fn containerd_at(path: &'static str) -> Option<Check> {
+#[cfg(feature = "containerd")]
+fn containerd_at(path: &Path) -> Option<Check> {
     let metadata = fs::symlink_metadata(path).ok()?;
-    let subject = format!("containerd {path}");
-    let costs = "image names and labels that are in no bundle are not known; all else is";
+    let subject = format!("containerd {}", path.display());
     if !metadata.file_type().is_socket() || metadata.uid() != 0 {
         let found = format!("not a socket of root's (uid {})", metadata.uid());
-        return Some(Check::lacking(Verdict::Warn, subject, found, costs, "see who made it: it is not asked"));
+        return Some(Check::lacking(Verdict::Warn, subject, found, NO_CONTAINERD, "see who made it: it is not asked"));
     }
     Some(match UnixStream::connect(path) {
         Ok(_) => Check::ok(subject, "accepts connections"),
         Err(error) => {
             let found = format!("connect: {error}");
-            Check::lacking(
-                Verdict::Warn,
-                subject,
-                found,
-                costs,
-                "start containerd; the tracker connects when it is there",
-            )
+            let remedy = "start containerd; the tracker connects when it is there";
+            Check::lacking(Verdict::Warn, subject, found, NO_CONTAINERD, remedy)
         }
     })
 }
