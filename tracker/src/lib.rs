@@ -16,6 +16,7 @@ pub mod time;
 pub mod tracker;
 
 pub use collection::Containers;
+pub use collection::enrichment::{Enrich, Enrichment, Verdict};
 pub use collection::feed::{Change, ChangeKind, Feed, FeedItem, FeedOptions};
 pub use collection::story::{Story, StoryLine, Who};
 pub use collection::view::{ById, Group, Lookup, Reader};

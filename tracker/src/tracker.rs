@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::collection::door::{Ask, Delivery, Ended, Facts, HeldStep};
+use crate::collection::enrichment::Enrich;
 use crate::collection::feed::{Feed, FeedOptions};
 use crate::collection::hook::{Callback, Hook, HookStats};
 use crate::collection::story::{Story, Who};
@@ -34,9 +35,10 @@ use crate::fact::{Birth, Fact, Source, What};
 use crate::selector::Selector;
 use crate::source::health::{Condition, Health, HealthBoard};
 use crate::source::kernel::{Kernel, KernelError};
+use crate::source::manual::{RegisterError, Registration};
 use crate::source::scan::{AuditInbox, AuditRequest, Scanner};
 use crate::source::task::{Task, root_cgroup_id};
-use crate::source::{self, kernel, scan};
+use crate::source::{self, kernel, manual, scan};
 use crate::time::BootTime;
 
 /// Requests for a closer look that may wait; more are counted and left to the next scan.
@@ -101,6 +103,20 @@ impl Tracker {
     /// Starts the tracker on threads of its own. Blocks for some milliseconds.
     pub fn start(config: Config) -> Result<Tracker, StartError> {
         let host = look_at_host().map_err(StartError::Host)?;
+        let (mut tracker, closer_looks) = Self::start_collection(&config, host)?;
+        let (audits, inbox) = scan::audits();
+        tracker.audits = Some(audits);
+        tracker.start_kernel(&config, inbox)?;
+        tracker.start_tasks(config, closer_looks);
+        Ok(tracker)
+    }
+
+    /// Starts a collection alone, for sources of one's own ([`Handle::facts`]), tests and benchmarks. Needs no privilege.
+    pub fn without_sources(config: &Config, host: Host) -> Result<Tracker, StartError> {
+        Ok(Self::start_collection(config, host)?.0)
+    }
+
+    fn start_collection(config: &Config, host: Host) -> Result<(Tracker, mpsc::Receiver<Birth>), StartError> {
         let node = config.node.clone().unwrap_or_else(host_name).into();
         let stats = Stats::default();
         let health = HealthBoard::new();
@@ -117,21 +133,18 @@ impl Tracker {
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tracker-io").enable_all().build();
         let runtime = runtime.map_err(|source| StartError::Thread { name: "tracker-io", source })?;
         let handle = Handle { node, facts, published, health, stats };
-        let (audits, inbox) = scan::audits();
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let stop = stop.map_err(|errno| StartError::Thread { name: "tracker-kernel", source: errno.into() })?;
-        let mut tracker = Tracker {
+        let tracker = Tracker {
             handle,
             cancel,
             runtime: Some(runtime),
             writer: Some(writer),
             threads: Vec::new(),
             stop: Arc::new(stop),
-            audits: Some(audits),
+            audits: None,
         };
-        tracker.start_kernel(&config, inbox)?;
-        tracker.start_tasks(config, closer_looks);
-        Ok(tracker)
+        Ok((tracker, closer_looks))
     }
 
     /// Attaches the probes, then scans: what is born in between is seen twice rather than not at all.
@@ -309,6 +322,24 @@ impl Handle {
     /// Figures that only the writer has.
     pub async fn figures(&self) -> Result<Figures, Ended> {
         self.ask(Ask::Figures).await
+    }
+
+    /// What tracers fill their events from. Cheap; give each thread its own.
+    pub fn enrich(&self) -> Enrich {
+        Enrich::new(self.node.clone(), self.reader())
+    }
+
+    /// Makes known as a container what no source can see, after asking the kernel whether it exists. Registering the
+    /// same id again replaces the registration.
+    pub async fn register(&self, registration: &Registration) -> Result<(), RegisterError> {
+        let fact = manual::check(registration, self.reader().host())?;
+        Ok(self.facts.state(vec![fact]).await?)
+    }
+
+    /// Takes a registration back. One that does not exist is no error.
+    pub async fn unregister(&self, id: &str) -> Result<(), RegisterError> {
+        let what = What::Withdrawn { key: manual::key(id)? };
+        Ok(self.facts.state(vec![Fact { source: Source::Manual, at: BootTime::now(), what }]).await?)
     }
 
     /// Calls `callback` for each container that `selector` picks and whose `create` is held, before that goes on: its

@@ -6,6 +6,7 @@
 
 pub mod config;
 pub mod door;
+pub mod enrichment;
 pub mod feed;
 pub mod hook;
 pub mod story;

@@ -5,6 +5,7 @@ pub mod complaints;
 pub mod containerd;
 pub mod file;
 pub mod health;
+pub mod manual;
 pub mod proc;
 pub mod supervise;
 pub mod task;

@@ -11,7 +11,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
@@ -189,6 +189,17 @@ pub fn v2_mount_point() -> Option<&'static Path> {
     static MOUNT_POINT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let find = || Some(PathBuf::from(cgroup::v2_mount_point(&std::fs::read("/proc/self/mountinfo").ok()?)?));
     MOUNT_POINT.get_or_init(find).as_deref()
+}
+
+/// A cgroup of the v2 hierarchy, by its directory or by its path below the hierarchy's root.
+pub fn cgroup_of(path: &Path) -> io::Result<Cgroup> {
+    let mount_point = v2_mount_point().ok_or(io::ErrorKind::NotFound)?;
+    let below = path.strip_prefix(mount_point).or_else(|_| path.strip_prefix("/")).unwrap_or(path);
+    if below.components().any(|part| !matches!(part, Component::Normal(_))) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let id = stat(&mount_point.join(below))?.st_ino;
+    Ok(Cgroup { id: Some(id), path: Some(format!("/{}", below.display()).into()), v1_path: None })
 }
 
 /// The id of the v2 hierarchy's root: the host's own cgroup. Absent where only v1 is mounted.
