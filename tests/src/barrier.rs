@@ -130,6 +130,12 @@ impl Barrier {
         self.heard.state.lock().unwrap().facts.clone()
     }
 
+    /// Waits until there are more facts than `known`, or until `time` is over.
+    pub fn wait_for_more(&self, known: usize, time: Duration) {
+        let state = self.heard.state.lock().unwrap();
+        drop(self.heard.changed.wait_timeout_while(state, time, |state| state.facts.len() <= known).unwrap());
+    }
+
     /// Waits for a fact that `pick` picks.
     pub fn fact<T>(&self, what: &str, mut pick: impl FnMut(&What) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;

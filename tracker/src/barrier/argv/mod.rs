@@ -160,6 +160,9 @@ fn parse_argp(arguments: &[&[u8]]) -> Result<Command, ArgvError> {
     if global.value("root").is_some_and(|root| !root.starts_with(b"/")) {
         return Err(ArgvError::Usage("a relative --root"));
     }
+    if local.value("bundle").is_some_and(<[u8]>::is_empty) {
+        return Err(ArgvError::Usage("an empty --bundle"));
+    }
     invocation(verb, &global, &local)
 }
 

@@ -1,0 +1,253 @@
+//! The tracker itself stopped, killed, starved, or stuck on what a caller put in its way: starts go on, none is denied, and
+//! afterwards they are held again.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{Signal, kill};
+use tempfile::TempDir;
+use tracker_tests::barrier::{Answer, Barrier, GRACE};
+use tracker_tests::bundle::{Bundle, RootFs};
+use tracker_tests::process::pid;
+use tracker_tests::require;
+use tracker_tests::runc::{Kind as Oci, Runtime};
+use tracker_tests::wait::eventually;
+
+const KEEPER: &str = env!("CARGO_BIN_EXE_keeper");
+const BUDGET: Duration = Duration::from_millis(200);
+/// What executions of a runtime may take on a machine that does a lot else.
+const RUN: Duration = Duration::from_secs(10);
+
+/// A tracker in a process of its own.
+struct Holder {
+    child: Child,
+    _input: ChildStdin,
+    output: BufReader<ChildStdout>,
+    keeper: u32,
+}
+
+impl Holder {
+    fn start(runtime: &Runtime, budget: Duration, answer: &str) -> Result<Holder> {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_holder"))
+            .arg(KEEPER)
+            .arg(runtime.program())
+            .args([&budget.as_millis().to_string(), answer])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let input = child.stdin.take().context("its standard input")?;
+        let output = BufReader::new(child.stdout.take().context("its standard output")?);
+        let mut holder = Holder { child, _input: input, output, keeper: 0 };
+        let line = holder.line()?;
+        holder.keeper = line.strip_prefix("ready ").context("readiness")?.parse()?;
+        Ok(holder)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        self.output.read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    }
+
+    /// What it says next about a container.
+    fn says(&mut self, id: &str) -> Result<String> {
+        loop {
+            let line = self.line()?;
+            ensure!(!line.is_empty(), "it has ended");
+            if let Some((_, said)) = line.split_once(' ').filter(|(about, _)| *about == id) {
+                return Ok(said.to_owned());
+            }
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(pid(self.child.id()), signal).expect("it is there");
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A private runtime and what it needs.
+struct House {
+    temp: TempDir,
+    root: RootFs,
+    runtime: Runtime,
+}
+
+impl House {
+    fn new(oci: Oci) -> Result<House> {
+        let temp = TempDir::new()?;
+        let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(oci, temp.path())?);
+        Ok(House { temp, root, runtime })
+    }
+
+    fn start(&self, id: &str) -> Result<Duration> {
+        let bundle = Bundle::create(self.temp.path(), id, &self.root, &["true"])?;
+        let container = self.runtime.create(&bundle, id)?;
+        container.start()
+    }
+
+    /// Executes the runtime to no effect.
+    fn execute(&self) -> Result<Duration> {
+        let begun = Instant::now();
+        let mut command = self.runtime.command();
+        command.args(["start", "nothing"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let status = command.status().context("the execution was denied")?;
+        assert_eq!(status.code(), Some(1), "the runtime itself says that there is no such container");
+        Ok(begun.elapsed())
+    }
+}
+
+#[test]
+fn a_tracker_stopped_amid_66_creates_delays_them_by_one_budget() -> Result<()> {
+    require!(Oci::Crun.requirement());
+    let house = House::new(Oci::Crun)?;
+    let mut holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
+    holder.signal(Signal::SIGSTOP);
+    let bundles: Vec<Bundle> = (0..66)
+        .map(|number| Bundle::create(house.temp.path(), &format!("b{number}"), &house.root, &["true"]))
+        .collect::<Result<_>>()?;
+    let begun = Instant::now();
+    let took: Vec<Duration> = std::thread::scope(|scope| {
+        let creating: Vec<_> = bundles
+            .iter()
+            .enumerate()
+            .map(|(number, bundle)| {
+                let runtime = &house.runtime;
+                scope.spawn(move || runtime.create(bundle, &format!("c{number}")).map(|container| container.took()))
+            })
+            .collect();
+        creating.into_iter().map(|creating| creating.join().expect("no panic")).collect::<Result<_>>()
+    })?;
+    assert_eq!(took.len(), 66, "none was denied");
+    // Each is two executions, and the first expiry lets go all others: not 66 budgets one after the other.
+    assert!(begun.elapsed() < BUDGET + GRACE + RUN, "{took:?}");
+    holder.signal(Signal::SIGCONT);
+    house.start("after")?;
+    assert_eq!((holder.says("after")?.as_str(), holder.says("after")?.as_str()), ("starts", "Held"));
+    Ok(())
+}
+
+#[test]
+fn a_killed_tracker_lets_go_what_it_held_and_its_keeper_ends() -> Result<()> {
+    require!(Oci::Runc.requirement());
+    let house = House::new(Oci::Runc)?;
+    let patient = RUN * 3;
+    let mut holder = Holder::start(&house.runtime, patient, "never")?;
+    let bundle = Bundle::create(house.temp.path(), "c1", &house.root, &["true"])?;
+    let container = house.runtime.create(&bundle, "c1")?;
+    std::thread::scope(|scope| -> Result<()> {
+        let start = scope.spawn(|| container.start());
+        assert_eq!(holder.says("c1")?, "starts");
+        assert!(!start.is_finished(), "it is held");
+        let begun = Instant::now();
+        holder.signal(Signal::SIGKILL);
+        start.join().expect("no panic")?;
+        assert!(begun.elapsed() < RUN);
+        Ok(())
+    })?;
+    let keeper = format!("/proc/{}", holder.keeper);
+    eventually("the keeper ends", || {
+        let comm = fs::read_to_string(format!("{keeper}/comm")).unwrap_or_default();
+        (comm.trim() != "tracker-keeper").then_some(())
+    });
+    house.execute()?;
+    Ok(())
+}
+
+#[test]
+fn a_tracker_without_descriptors_denies_nobody() -> Result<()> {
+    require!(Oci::Runc.requirement());
+    let house = House::new(Oci::Runc)?;
+    let mut holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
+    let limit = |limit: &str| -> Result<()> {
+        let pid = holder.child.id().to_string();
+        ensure!(Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:")]).status()?.success());
+        Ok(())
+    };
+    limit("3")?;
+    for _ in 0..5 {
+        let took = house.execute()?;
+        assert!(took < BUDGET + GRACE + RUN, "{took:?}");
+    }
+    limit("4096")?;
+    house.start("after")?;
+    assert_eq!((holder.says("after")?.as_str(), holder.says("after")?.as_str()), ("starts", "Held"));
+    Ok(())
+}
+
+/// A caller that puts its argument list where nobody can read it.
+struct HungCaller(Child);
+
+impl HungCaller {
+    fn start(mode: &str, runtime: &Runtime) -> Result<HungCaller> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hung_caller"));
+        command.arg(mode).arg(runtime.program()).args(["start", "nothing"]);
+        Ok(HungCaller(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?))
+    }
+
+    /// Milliseconds until `execve` was allowed.
+    fn allowed_after(&mut self) -> Result<Duration> {
+        let mut line = String::new();
+        BufReader::new(self.0.stdout.take().context("its standard output")?).read_line(&mut line)?;
+        Ok(Duration::from_millis(line.trim().parse().with_context(|| format!("milliseconds, not `{line}`"))?))
+    }
+}
+
+impl Drop for HungCaller {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_caller_whose_arguments_cannot_be_read_goes_on_when_the_budget_is_over() -> Result<()> {
+    require!(Oci::Runc.requirement());
+    let house = House::new(Oci::Runc)?;
+    let barrier = Barrier::start(KEEPER, &[house.runtime.program()], BUDGET, Answer::AtOnce)?;
+    let mut hung = HungCaller::start("deliver", &house.runtime)?;
+    let allowed = hung.allowed_after()?;
+    assert!(allowed >= BUDGET - Duration::from_millis(20), "it was held: {allowed:?}");
+    assert!(allowed <= BUDGET + GRACE + RUN, "{allowed:?}");
+    drop(hung);
+    drop(barrier);
+    Ok(())
+}
+
+#[test]
+fn so_many_such_callers_that_all_threads_are_lost_hold_up_nobody() -> Result<()> {
+    require!(Oci::Runc.requirement());
+    let house = House::new(Oci::Runc)?;
+    let barrier = Barrier::start(KEEPER, &[house.runtime.program()], BUDGET, Answer::AtOnce)?;
+    let mut hung: Vec<HungCaller> = Vec::new();
+    // One after the other: while the keeper is impatient, an execution is let go before anybody reads its arguments.
+    while barrier.stats.lost_threads.load(Ordering::Relaxed) < 16 {
+        assert!(hung.len() < 200, "threads are lost");
+        hung.push(HungCaller::start("never", &house.runtime)?);
+        house.execute()?;
+    }
+    let refused = barrier.stats.refused_jobs.load(Ordering::Relaxed);
+    let took = house.execute()?;
+    assert!(took < RUN);
+    assert!(barrier.stats.refused_jobs.load(Ordering::Relaxed) > refused, "let go unread");
+    // The lost threads come back when what they wait for does.
+    drop(hung);
+    eventually("threads are there again", || {
+        house.execute().ok()?;
+        (barrier.stats.lost_threads.load(Ordering::Relaxed) == 0).then_some(())
+    });
+    let bundle = Bundle::create(house.temp.path(), "after", &house.root, &["true"])?;
+    house.runtime.create(&bundle, "after")?.start()?;
+    assert_eq!(barrier.grade("after"), tracker::container::Grade::Held);
+    Ok(())
+}
