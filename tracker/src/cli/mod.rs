@@ -3,6 +3,7 @@
 
 mod columns;
 mod completions;
+mod demo;
 mod doctor;
 mod dump;
 mod error;
@@ -51,6 +52,7 @@ enum Command {
     Sources(sources::Sources),
     Dump(dump::Dump),
     Doctor(doctor::Doctor),
+    Demo(demo::Demo),
     Completions(completions::Completions),
 }
 
@@ -73,6 +75,7 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Failure> {
     match command {
         Command::Run(run) => run::run(run, socket),
         Command::Doctor(doctor) => doctor::run(&doctor, socket, out),
+        Command::Demo(demo) => demo::run(&demo, out),
         Command::Completions(completions) => completions::run(&completions, out),
         command => {
             let client = Client::new(socket.unwrap_or_else(|| DEFAULT_SOCKET.into()));
@@ -100,7 +103,7 @@ async fn ask(command: Command, client: &Client, out: &mut impl Write) -> Result<
         Command::Explain(explain) => explain::run(explain, client, out).await,
         Command::Sources(sources) => sources::run(sources, client, out).await,
         Command::Dump(dump) => dump::run(dump, client, out).await,
-        Command::Run(_) | Command::Doctor(_) | Command::Completions(_) => {
+        Command::Run(_) | Command::Doctor(_) | Command::Demo(_) | Command::Completions(_) => {
             unreachable!("these need no running tracker and were done before")
         }
     }

@@ -1,7 +1,7 @@
 //! `tracker run`: the daemon.
 
-mod live;
-mod log;
+pub(super) mod live;
+pub(super) mod log;
 
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;

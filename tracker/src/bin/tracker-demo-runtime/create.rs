@@ -41,7 +41,7 @@ pub(crate) fn create(
     let state_dir = StateDir::create(root, id)?;
     let mut init = None;
     let created = (|| {
-        let cgroup = bundle.cgroup.as_deref().map(make_cgroup).transpose()?;
+        let cgroup = bundle.cgroup.as_deref().map(make_cgroup).transpose()?.flatten();
         let pid = clone_init(&bundle, &state_dir, cgroup.as_deref(), faults)?;
         init = Some(pid);
         faults.reach(Step::InitBorn)?;
@@ -80,11 +80,11 @@ fn write_state(
 }
 
 /// Makes a directory in the v2 hierarchy. A host without one has containers without cgroups of their own.
-fn make_cgroup(path: &Path) -> Result<PathBuf, Failure> {
-    let mount_point = v2_mount_point().ok_or_else(|| Failure::new("cgroup v2 is not mounted"))?;
+fn make_cgroup(path: &Path) -> Result<Option<PathBuf>, Failure> {
+    let Some(mount_point) = v2_mount_point() else { return Ok(None) };
     let path = mount_point.join(path);
     fs::create_dir_all(&path).map_err(|error| Failure::of(format!("create `{}`", path.display()), error))?;
-    Ok(path)
+    Ok(Some(path))
 }
 
 /// The init process, when it is ready and waits.

@@ -2,8 +2,10 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Read};
+use std::num::NonZeroU32;
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
+use std::process::ExitCode;
 use std::str::FromStr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -12,7 +14,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{self, SigSet, Signal};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, alarm};
 use serde_json::json;
 use tracker::container::TaskId;
 use tracker::source::task::Task;
@@ -85,14 +87,20 @@ pub(crate) fn delete(dir: &StateDir, force: bool) -> Result<(), Failure> {
     dir.remove()
 }
 
-/// The entrypoint of containers that have none of their own: init of a pid namespace, without children.
-pub(crate) fn init() -> Result<(), Failure> {
+/// The entrypoint of containers that have none of their own: init of a pid namespace, without children. Ends when it
+/// is told to, or by itself after some time.
+pub(crate) fn init(seconds: Option<NonZeroU32>, exit_code: u8) -> Result<ExitCode, Failure> {
     let mut ends = SigSet::empty();
-    ends.add(Signal::SIGTERM);
-    ends.add(Signal::SIGINT);
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGALRM] {
+        ends.add(signal);
+    }
     // What is not blocked does not reach the first process of a pid namespace at all.
     ends.thread_block().map_err(|error| Failure::of("block signals", error))?;
-    ends.wait().map(drop).map_err(|error| Failure::of("wait for a signal", error))
+    if let Some(seconds) = seconds {
+        alarm::set(seconds.get());
+    }
+    let signal = ends.wait().map_err(|error| Failure::of("wait for a signal", error))?;
+    Ok(if signal == Signal::SIGALRM { ExitCode::from(exit_code) } else { ExitCode::SUCCESS })
 }
 
 fn named(signal: &str) -> Result<Signal, Failure> {

@@ -23,6 +23,7 @@ mod fault;
 mod lifecycle;
 mod state;
 
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -84,7 +85,14 @@ enum Verb {
     },
     /// The entrypoint of containers that have none: sleeps until it is told to end.
     #[command(hide = true)]
-    Init,
+    Init {
+        /// Ends by itself after this time.
+        #[arg(long)]
+        seconds: Option<NonZeroU32>,
+        /// The exit code when it ends by itself.
+        #[arg(long, default_value_t = 0)]
+        exit_code: u8,
+    },
 }
 
 fn id(text: &str) -> Result<ContainerId, tracker::container::InvalidId> {
@@ -94,7 +102,7 @@ fn id(text: &str) -> Result<ContainerId, tracker::container::InvalidId> {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match run(arguments) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             eprintln!("tracker-demo-runtime: {failure}");
             ExitCode::FAILURE
@@ -102,29 +110,29 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(arguments: Arguments) -> Result<(), Failure> {
+fn run(arguments: Arguments) -> Result<ExitCode, Failure> {
     let Arguments { root, verb } = arguments;
     let faults = Faults::from_environment()?;
     match verb {
         Verb::Create { bundle, pid_file, id } => {
             faults.reach(Step::CreateBegins)?;
             create::create(&root, &id, &bundle, pid_file.as_deref(), &faults)?;
-            faults.reach(Step::CreateEnds)
+            faults.reach(Step::CreateEnds)?;
         }
         Verb::Start { id } => {
             faults.reach(Step::StartBegins)?;
             lifecycle::start(&StateDir::open(&root, &id)?)?;
-            faults.reach(Step::StartEnds)
+            faults.reach(Step::StartEnds)?;
         }
         Verb::State { id } => {
             println!("{}", lifecycle::state(&StateDir::open(&root, &id)?)?);
-            Ok(())
         }
-        Verb::Kill { id, signal } => lifecycle::kill(&StateDir::open(&root, &id)?, &signal),
+        Verb::Kill { id, signal } => lifecycle::kill(&StateDir::open(&root, &id)?, &signal)?,
         Verb::Delete { force, id } => {
             faults.reach(Step::DeleteBegins)?;
-            lifecycle::delete(&StateDir::open(&root, &id)?, force)
+            lifecycle::delete(&StateDir::open(&root, &id)?, force)?;
         }
-        Verb::Init => lifecycle::init(),
+        Verb::Init { seconds, exit_code } => return lifecycle::init(seconds, exit_code),
     }
+    Ok(ExitCode::SUCCESS)
 }

@@ -45,6 +45,8 @@ pub(crate) struct StateFile {
     init_process_pid: u32,
     init_process_start: u64,
     config: Config,
+    /// What wrote it, since it is not runc.
+    runtime: String,
     /// The cgroup's directory, to be removed at the end.
     pub(crate) cgroup: Option<PathBuf>,
 }
@@ -61,6 +63,7 @@ impl StateFile {
             init_process_pid: task.pid,
             init_process_start: task.start_ticks,
             config: Config { labels: vec![format!("bundle={}", bundle.display())] },
+            runtime: env!("CARGO_BIN_NAME").to_owned(),
             cgroup,
         }
     }

@@ -19,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 const TICK: Duration = Duration::from_secs(1);
 
 /// Redraws at every change, until the tracker ends.
-pub(super) async fn show(tracker: &Handle, recent: &Recent) -> io::Result<()> {
+pub(crate) async fn show(tracker: &Handle, recent: &Recent) -> io::Result<()> {
     let Ok(mut feed) = tracker.subscribe(FeedOptions::new("live")).await else { return Ok(()) };
     let mut screen = Screen { lines: 0, clock: WallClock::new() };
     let mut ticks = interval(TICK);

@@ -21,7 +21,7 @@ pub(crate) enum LogFormat {
 }
 
 /// Sends what is logged to `recent`, if there is a live list, else to standard error.
-pub(super) fn start(format: LogFormat, recent: Option<Recent>) -> Result<(), Failure> {
+pub(crate) fn start(format: LogFormat, recent: Option<Recent>) -> Result<(), Failure> {
     let filter = EnvFilter::builder().with_default_directive(tracing::Level::INFO.into()).from_env();
     let filter = filter.map_err(|error| Failure::Usage {
         error: format!("RUST_LOG: {error}"),

@@ -232,7 +232,7 @@ impl Finder {
             task: Some(view.task),
             namespaces: Some(view.namespaces),
             state: Some(*state),
-            runtime: Some(scope::runtime(&file.bundle, id, file.oci)),
+            runtime: Some(scope::runtime(&file.bundle, id, &file.oci)),
             cgroup: Some(view.cgroup).filter(|cgroup| *cgroup != Cgroup::default()),
             bundle: Some(file.bundle.to_string_lossy().into()),
             ..Statement::default()

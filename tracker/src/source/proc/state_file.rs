@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::container::TaskId;
+use crate::container::{Str, TaskId};
 
 /// More is not read. runc repeats most of `config.json` in its file.
 pub(crate) const MAX_LEN: u64 = 16 << 20;
@@ -24,7 +24,7 @@ pub(crate) struct StateFile {
     /// The OCI bundle's directory.
     pub(crate) bundle: PathBuf,
     /// The runtime that wrote it.
-    pub(crate) oci: &'static str,
+    pub(crate) oci: Str,
 }
 
 /// Reads runc's file: libcontainer's `State`.
@@ -34,6 +34,8 @@ fn runc(json: &[u8]) -> Option<StateFile> {
         init_process_pid: u32,
         init_process_start: u64,
         config: Config,
+        /// runc does not name itself; who writes its form without being runc does.
+        runtime: Option<String>,
     }
     #[derive(Deserialize)]
     struct Config {
@@ -41,7 +43,7 @@ fn runc(json: &[u8]) -> Option<StateFile> {
     }
     let state: State = serde_json::from_slice(json).ok()?;
     let bundle = state.config.labels.iter().find_map(|label| label.strip_prefix("bundle="))?;
-    state_file(state.init_process_pid, state.init_process_start, bundle, "runc")
+    state_file(state.init_process_pid, state.init_process_start, bundle, state.runtime.as_deref().unwrap_or("runc"))
 }
 
 /// Reads crun's file.
@@ -57,12 +59,12 @@ fn crun(json: &[u8]) -> Option<StateFile> {
     state_file(status.pid, status.process_start_time, &status.bundle, "crun")
 }
 
-fn state_file(pid: u32, start_ticks: u64, bundle: &str, oci: &'static str) -> Option<StateFile> {
+fn state_file(pid: u32, start_ticks: u64, bundle: &str, oci: &str) -> Option<StateFile> {
     let bundle = Path::new(bundle);
-    (pid != 0 && bundle.is_absolute()).then(|| StateFile {
+    (pid != 0 && bundle.is_absolute() && oci.len() <= 64).then(|| StateFile {
         task: TaskId { pid, start_ticks },
         bundle: bundle.components().collect(),
-        oci,
+        oci: oci.into(),
     })
 }
 
@@ -74,7 +76,9 @@ mod tests {
 
     #[test]
     fn both_runtimes_name_the_init_process_and_the_bundle() {
-        let expected = |oci| Some(StateFile { task: TaskId { pid: 7, start_ticks: 42 }, bundle: "/b/web".into(), oci });
+        let expected = |oci: &str| {
+            Some(StateFile { task: TaskId { pid: 7, start_ticks: 42 }, bundle: "/b/web".into(), oci: oci.into() })
+        };
         let of_runc = br#"{"id":"web","init_process_pid":7,"init_process_start":42,"created":"-",
             "config":{"no_pivot_root":false,"labels":["a=b","bundle=/b/web/"]},"rootless":false}"#;
         assert_eq!(runc(of_runc), expected("runc"));
