@@ -1,36 +1,27 @@
 //! The containerd source against the real containerd of the distribution: its own root, state, socket and image.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
-use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 use tracker::container::State;
 use tracker::source::containerd::{self, Stats};
-use tracker::source::health::{Condition, Health, HealthBoard};
+use tracker::source::health::{Condition, Health};
 use tracker::{Config, Container, Reader, Tracker};
 use tracker_tests::containerd::{Containerd, IMAGE};
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
 
-/// A tracker whose only source is this one.
+/// A tracker that asks this containerd and no other.
 struct Source {
-    /// Ends after the source, which states facts to it.
-    _tracker: Tracker,
+    tracker: Tracker,
     reader: Reader,
-    health: HealthBoard,
-    stats: Arc<Stats>,
-    cancel: CancellationToken,
-    runtime: Option<Runtime>,
 }
 
 impl Source {
     fn start(containerd: &Containerd) -> Result<Source> {
-        let tracker = Tracker::start(Config::default())?;
-        let config = containerd::Config {
+        let containerd = containerd::Config {
             sockets: vec![containerd.socket()],
             sockets_if_present: vec![],
             alive_interval_ms: 500,
@@ -38,18 +29,16 @@ impl Source {
             backoff_cap_ms: 500,
             ..Default::default()
         };
-        let (health, stats, cancel) = (HealthBoard::new(), Arc::new(Stats::default()), CancellationToken::new());
-        let runtime = Runtime::new().context("start a runtime")?;
-        let facts = tracker.facts().clone();
-        runtime.spawn(containerd::run(config, facts, health.clone(), Arc::clone(&stats), cancel.clone()));
-        let reader = tracker.reader();
-        let mut source = Source { _tracker: tracker, reader, health, stats, cancel, runtime: Some(runtime) };
+        let tracker = Tracker::start(Config { containerd, ..Config::default() })?;
+        let mut source = Source { reader: tracker.reader(), tracker };
         source.until_line("it is live", |line| line.condition == Condition::Live);
         Ok(source)
     }
 
+    #[track_caller]
     fn until_line(&mut self, what: &str, is_so: impl Fn(&Health) -> bool) -> Health {
-        eventually(what, || self.health.lines().into_iter().find(&is_so))
+        let of_containerd = |line: &Health| line.source == tracker::fact::Source::Containerd && is_so(line);
+        eventually(what, || self.tracker.health().into_iter().find(of_containerd))
     }
 
     /// Waits until a container is as it should be.
@@ -68,19 +57,19 @@ impl Source {
         self.until(id, &format!("{state:?}"), |container| container.state == state)
     }
 
-    /// Calls that a container's life costs.
+    fn stats(&self) -> &Stats {
+        &self.tracker.stats().containerd
+    }
+
+    /// Calls that containers' lives cost.
     fn calls(&self) -> u64 {
-        self.stats.calls_container.load(Relaxed) + self.stats.calls_image.load(Relaxed)
+        self.stats().calls_container.load(Relaxed) + self.stats().calls_image.load(Relaxed)
     }
 }
 
-impl Drop for Source {
-    fn drop(&mut self) {
-        self.cancel.cancel();
-        if let Some(runtime) = self.runtime.take() {
-            runtime.shutdown_timeout(std::time::Duration::from_secs(5));
-        }
-    }
+/// An id that no test beside this one has: the kernel shows them all to every tracker.
+fn id(name: &str) -> String {
+    format!("{name}-{}", std::process::id())
 }
 
 fn start() -> Result<Containerd> {
@@ -114,15 +103,17 @@ fn alike(container: &Container) -> impl PartialEq + std::fmt::Debug + use<> {
 #[test]
 fn containers_from_before_and_new_ones_are_told_alike_and_truly() -> Result<()> {
     require_containerd!();
+    let alike_before = id("alike-before");
+    let alike_after = id("alike-after");
     let containerd = start()?;
     let digest = containerd.import_image("default")?;
     let options = ["--label", "tier=test", "--annotation", "color=red"];
-    containerd.run("default", "before", &options, SLEEP)?;
+    containerd.run("default", &alike_before, &options, SLEEP)?;
     let mut source = Source::start(&containerd)?;
-    let before = source.until_state("before", State::Running);
+    let before = source.until_state(&alike_before, State::Running);
 
-    containerd.run("default", "after", &options, SLEEP)?;
-    let after = source.until_state("after", State::Running);
+    containerd.run("default", &alike_after, &options, SLEEP)?;
+    let after = source.until_state(&alike_after, State::Running);
     assert_eq!(alike(&before), alike(&after));
 
     for container in [&before, &after] {
@@ -143,7 +134,7 @@ fn containers_from_before_and_new_ones_are_told_alike_and_truly() -> Result<()> 
     let image = after.image.as_ref().context("an image")?;
     assert_eq!((image.name.as_deref(), image.digest.as_deref()), (Some(IMAGE), Some(&*digest)));
     assert!(image.id.as_deref().is_some_and(|id| id.starts_with("sha256:") && id != digest));
-    assert!(after.bundle.as_deref().is_some_and(|bundle| bundle.ends_with("/default/after")));
+    assert!(after.bundle.as_deref().is_some_and(|bundle| bundle.ends_with(&format!("/default/{alike_after}"))));
     assert!(after.started_at >= after.created_at);
     Ok(())
 }
@@ -151,30 +142,33 @@ fn containers_from_before_and_new_ones_are_told_alike_and_truly() -> Result<()> 
 #[test]
 fn a_life_is_followed_to_its_end_for_at_most_two_calls() -> Result<()> {
     require_containerd!();
+    let life_first = id("life-first");
+    let life = id("life");
+    let life_next = id("life-next");
     let containerd = start()?;
     let mut source = Source::start(&containerd)?;
-    containerd.run("default", "first", &[], SLEEP)?;
-    source.until_state("first", State::Running);
+    containerd.run("default", &life_first, &[], SLEEP)?;
+    source.until_state(&life_first, State::Running);
 
     let before = source.calls();
-    containerd.run("default", "life", &[], SLEEP)?;
-    source.until_state("life", State::Running);
-    let exec = ["tasks", "exec", "--exec-id", "look", "life", "/bin/sh", "-c", "exit 7"];
+    containerd.run("default", &life, &[], SLEEP)?;
+    source.until_state(&life, State::Running);
+    let exec = ["tasks", "exec", "--exec-id", "look", &life, "/bin/sh", "-c", "exit 7"];
     containerd.ctr("default", &exec).expect_err("ctr passes the exit code on");
-    eventually("the exec's exit is seen", || (source.stats.exec_exits.load(Relaxed) == 1).then_some(()));
-    assert_eq!(source.until_state("life", State::Running).exit, None);
-    containerd.ctr("default", &["tasks", "pause", "life"])?;
-    source.until_state("life", State::Paused);
-    containerd.ctr("default", &["tasks", "resume", "life"])?;
-    source.until_state("life", State::Running);
-    containerd.ctr("default", &["tasks", "kill", "--signal", "SIGKILL", "life"])?;
-    let exited = source.until_state("life", State::Exited);
+    eventually("the exec's exit is seen", || (source.stats().exec_exits.load(Relaxed) == 1).then_some(()));
+    assert_eq!(source.until_state(&life, State::Running).exit, None);
+    containerd.ctr("default", &["tasks", "pause", &life])?;
+    source.until_state(&life, State::Paused);
+    containerd.ctr("default", &["tasks", "resume", &life])?;
+    source.until_state(&life, State::Running);
+    containerd.ctr("default", &["tasks", "kill", "--signal", "SIGKILL", &life])?;
+    let exited = source.until_state(&life, State::Exited);
     assert_eq!(exited.exit.context("an exit")?.code, 137);
     assert!(exited.exited_at > exited.started_at);
-    eventually("its task can be deleted", || containerd.ctr("default", &["tasks", "delete", "life"]).ok());
-    containerd.ctr("default", &["containers", "delete", "life"])?;
-    containerd.run("default", "next", &[], SLEEP)?;
-    source.until_state("next", State::Running);
+    eventually("its task can be deleted", || containerd.ctr("default", &["tasks", "delete", &life]).ok());
+    containerd.ctr("default", &["containers", "delete", &life])?;
+    containerd.run("default", &life_next, &[], SLEEP)?;
+    source.until_state(&life_next, State::Running);
     let calls = source.calls() - before;
     assert!(calls <= 2 * 2, "{calls} calls for two lives");
     Ok(())
@@ -183,14 +177,15 @@ fn a_life_is_followed_to_its_end_for_at_most_two_calls() -> Result<()> {
 #[test]
 fn namespaces_created_later_are_followed_and_keep_their_ids_apart() -> Result<()> {
     require_containerd!();
+    let twin = id("twin");
     let containerd = start()?;
     let mut source = Source::start(&containerd)?;
-    containerd.run("default", "twin", &[], SLEEP)?;
+    containerd.run("default", &twin, &[], SLEEP)?;
     containerd.import_image("later")?;
-    containerd.run("later", "twin", &[], SLEEP)?;
+    containerd.run("later", &twin, &[], SLEEP)?;
     for namespace in ["default", "later"] {
-        let pid = containerd.pid(namespace, "twin")?;
-        source.until("twin", namespace, |container| {
+        let pid = containerd.pid(namespace, &twin)?;
+        source.until(&twin, namespace, |container| {
             container.runtime.namespace.as_deref() == Some(namespace)
                 && container.pid() == Some(pid)
                 && container.state == State::Running
@@ -202,42 +197,84 @@ fn namespaces_created_later_are_followed_and_keep_their_ids_apart() -> Result<()
 #[test]
 fn a_killed_daemon_comes_back_with_what_changed_meanwhile() -> Result<()> {
     require_containerd!();
+    let kill_stays = id("kill-stays");
+    let kill_ends = id("kill-ends");
+    let kill_comes = id("kill-comes");
     let mut containerd = start()?;
-    containerd.run("default", "stays", &[], SLEEP)?;
-    containerd.run("default", "ends", &[], SLEEP)?;
-    let ends = containerd.pid("default", "ends")?;
+    containerd.run("default", &kill_stays, &[], SLEEP)?;
+    containerd.run("default", &kill_ends, &[], SLEEP)?;
+    let ends = containerd.pid("default", &kill_ends)?;
     let mut source = Source::start(&containerd)?;
-    source.until_state("stays", State::Running);
-    source.until_state("ends", State::Running);
+    source.until_state(&kill_stays, State::Running);
+    source.until_state(&kill_ends, State::Running);
 
     containerd.kill();
     source.until_line("its absence is noticed", |line| line.condition == Condition::Waiting);
-    source.until_state("stays", State::Running);
+    source.until_state(&kill_stays, State::Running);
     nix::sys::signal::kill(tracker_tests::process::pid(ends), Signal::SIGKILL)?;
     containerd.restart()?;
     source.until_line("it is live again", |line| line.condition == Condition::Live);
-    let ended = source.until_state("ends", State::Exited);
+    let ended = source.until_state(&kill_ends, State::Exited);
     assert_eq!(ended.exit.map(|exit| exit.code), Some(137), "its shim remembered");
-    containerd.run("default", "comes", &[], SLEEP)?;
-    source.until_state("comes", State::Running);
-    source.until_state("stays", State::Running);
+    containerd.run("default", &kill_comes, &[], SLEEP)?;
+    source.until_state(&kill_comes, State::Running);
+    source.until_state(&kill_stays, State::Running);
     Ok(())
 }
 
 #[test]
 fn a_stopped_daemon_is_noticed_and_picked_up_again() -> Result<()> {
     require_containerd!();
+    let stop_stays = id("stop-stays");
+    let stop_comes = id("stop-comes");
     let containerd = start()?;
-    containerd.run("default", "stays", &[], SLEEP)?;
+    containerd.run("default", &stop_stays, &[], SLEEP)?;
     let mut source = Source::start(&containerd)?;
-    source.until_state("stays", State::Running);
+    source.until_state(&stop_stays, State::Running);
     let daemon = containerd.daemon().context("a daemon")?;
     daemon.signal(Signal::SIGSTOP)?;
     let line = source.until_line("it is noticed", |line| line.condition == Condition::Waiting);
     assert!(line.detail.contains("no answer within"), "{}", line.detail);
     daemon.signal(Signal::SIGCONT)?;
     source.until_line("it is live again", |line| line.condition == Condition::Live);
-    containerd.run("default", "comes", &[], SLEEP)?;
-    source.until_state("comes", State::Running);
+    containerd.run("default", &stop_comes, &[], SLEEP)?;
+    source.until_state(&stop_comes, State::Running);
     Ok(())
+}
+
+#[test]
+fn a_shim_that_hangs_hides_nothing_but_its_own_task() -> Result<()> {
+    require_containerd!();
+    let (hangs, works) = (id("shim-hangs"), id("shim-works"));
+    let containerd = start()?;
+    containerd.run("default", &hangs, &["--label", "tier=hung"], SLEEP)?;
+    containerd.run("default", &works, &[], SLEEP)?;
+    let shim = Stopped::parent_of(containerd.pid("default", &hangs)?)?;
+    let mut source = Source::start(&containerd)?;
+    // Its container is known all the same; the other one's task comes when containerd has given up on the shim.
+    source.until(&hangs, "its labels", |container| container.labels.contains_key("tier"));
+    source.until_state(&works, State::Running);
+    drop(shim);
+    source.until_line("it is live", |line| line.condition == Condition::Live);
+    source.until_state(&hangs, State::Running);
+    Ok(())
+}
+
+/// A process that stands still until this is dropped.
+struct Stopped(nix::unistd::Pid);
+
+impl Stopped {
+    fn parent_of(pid: u32) -> Result<Stopped> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let parent = stat.rsplit_once(") ").and_then(|(_, rest)| rest.split(' ').nth(1)?.parse().ok());
+        let parent = nix::unistd::Pid::from_raw(parent.context("a parent")?);
+        nix::sys::signal::kill(parent, Signal::SIGSTOP)?;
+        Ok(Stopped(parent))
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = nix::sys::signal::kill(self.0, Signal::SIGCONT);
+    }
 }

@@ -324,6 +324,10 @@ impl Entry {
             }
             return;
         };
+        if task.pid == 0 {
+            // Its shim did not answer containerd in time: it is there, and nothing else is known.
+            return self.task_unknown();
+        }
         let other = |identity: Identity| self.statement.task.is_some_and(|known| known != identity.task);
         if self.pid != Some(task.pid) || task.identity.is_some_and(other) {
             self.begin(task.pid, task.identity);
@@ -518,6 +522,10 @@ mod tests {
         assert_eq!((gone.state, gone.exit), (Some(State::Exited), None));
         let unknown = list(&mut before(), None);
         assert_eq!((unknown.state, unknown.task.unwrap().pid), (Some(State::Running), 7));
+
+        let hung = ListedTask { pid: 0, identity: None, state: None, exit: None };
+        let hung = list(&mut before(), Some(Some(hung)));
+        assert_eq!((hung.state, hung.task.unwrap().pid), (Some(State::Running), 7));
 
         // The same list, but late: an event that came after it was asked for is newer.
         let mut late = before();
