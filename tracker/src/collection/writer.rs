@@ -128,10 +128,10 @@ impl Writer {
         }
     }
 
-    /// Applies what is queued, up to a bound, and publishes it in one step.
+    /// Applies what is queued, up to a bound, and publishes it in one step; in two where somebody asks in between, who
+    /// is to find what was stated before and nothing that was stated after.
     fn batch(&mut self, first: Delivery) -> ControlFlow<()> {
         let mut holds = Vec::new();
-        let mut asked = Vec::new();
         let more = std::iter::from_fn(|| self.deliveries.next_if_ready()).take(BATCH_LEN);
         // Collected first: what arrives while these are applied belongs to the next step.
         let deliveries: Vec<Delivery> = std::iter::once(first).chain(more).collect();
@@ -143,12 +143,15 @@ impl Writer {
                     let run = self.state.held(&hold.key, BootTime::now(), hold.step);
                     holds.push((hold, run));
                 }
-                Delivery::Ask(ask) => asked.push(ask),
+                Delivery::Ask(ask) => {
+                    self.publish(std::mem::take(&mut holds));
+                    self.answer(ask)?;
+                }
             }
         }
         self.state.expire(BootTime::now());
         self.publish(holds);
-        asked.into_iter().try_for_each(|ask| self.answer(ask))
+        ControlFlow::Continue(())
     }
 
     fn apply(&mut self, facts: Vec<Fact>) {
