@@ -1,6 +1,7 @@
 //! The tracker's own figures, as OpenMetrics text for Prometheus. docs/operating.md lists them for operators.
 
 mod process;
+mod source;
 mod text;
 
 use std::collections::BTreeMap;
@@ -25,6 +26,7 @@ pub async fn encode(tracker: &Handle) -> String {
         writer(&mut families, figures);
     }
     sources(&mut families, tracker);
+    source::add(&mut families, tracker.stats());
     process::add(&mut families);
     families.encode()
 }

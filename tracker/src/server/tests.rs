@@ -284,3 +284,27 @@ async fn the_socket_is_gone_when_serving_has_ended() {
     assert!(UnixStream::connect(served.client.socket()).is_err());
     assert!(!served.client.socket().exists());
 }
+
+#[cfg(feature = "containerd")]
+#[tokio::test]
+async fn every_metric_is_in_the_operators_manual_and_the_other_way_round() {
+    let served = Served::start(Limits::default());
+    let text = served.client.get_bytes("/metrics", &[]).await.unwrap();
+    let text = String::from_utf8(text.to_vec()).unwrap();
+    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE tracker_"));
+    let mut exposed: Vec<String> = types
+        .map(|line| match line.split_once(' ').unwrap() {
+            (name, "counter") => format!("{name}_total"),
+            (name, _) => name.to_owned(),
+        })
+        .collect();
+
+    let manual = include_str!("../../../docs/operating.md");
+    let table = manual.split("## Metrics").nth(1).unwrap().lines().filter(|line| line.starts_with("| `"));
+    let cells = table.map(|line| line.split('|').nth(1).unwrap());
+    let names = cells.flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    let mut documented: Vec<String> = names.map(|name| name.split('{').next().unwrap().to_owned()).collect();
+    exposed.sort();
+    documented.sort();
+    assert_eq!(exposed, documented);
+}

@@ -1,0 +1,69 @@
+//! What each source counts about its own work.
+
+use super::read;
+use super::text::Families;
+use crate::source::{kernel, proc, scan};
+use crate::tracker::Stats;
+
+pub(super) fn add(families: &mut Families, stats: &Stats) {
+    probes(families, &stats.kernel);
+    scans(families, &stats.scan);
+    state_directories(families, &stats.proc);
+    #[cfg(feature = "containerd")]
+    containerd(families, &stats.containerd);
+}
+
+fn probes(families: &mut Families, stats: &kernel::Stats) {
+    let hits = [("process", read(&stats.process_records)), ("cgroup", read(&stats.cgroup_records))];
+    let hits = hits.map(|(record, count)| (vec![("record", record.to_owned())], count));
+    families.counters("probe_records", "Records that the probes made, lost ones included", hits);
+    let losses = stats.losses().map(|(cause, count)| (vec![("cause", cause.to_owned())], count));
+    families.counters("probe_losses", "What the probes could not record; each is answered with an audit", losses);
+    families.counter("probe_records_decoded", "Records read", read(&stats.records));
+    families.counter("probe_records_malformed", "Records that could not be decoded", read(&stats.malformed));
+    families.counter("probe_paths_cut", "Cgroup records whose path was cut", read(&stats.cut_paths));
+    let help = "Births of processes in namespaces that a scan had found already";
+    families.counter("probe_births_superseded", help, read(&stats.superseded));
+    families.counter("probe_wakes", "Times that the thread that reads the probes woke", read(&stats.wakes));
+}
+
+fn scans(families: &mut Families, stats: &scan::Stats) {
+    families.counter("scans", "Scans of all tasks", read(&stats.scans));
+    families.counter("scans_failed", "Scans that failed", read(&stats.failed));
+    let help = "Namespaces that an audit found and that the probes did not know: what was lost, repaired";
+    families.counter("scan_repairs", help, read(&stats.corrections));
+    families.gauge("scan_last_seconds", "How long the last scan took", read(&stats.last_micros) as f64 / 1e6);
+    families.gauge("scan_last_found", "Namespaces that the last scan found", read(&stats.last_found) as f64);
+}
+
+fn state_directories(families: &mut Families, stats: &proc::Stats) {
+    families.counter("proc_looks", "Births that were looked for in state directories", read(&stats.requested));
+    let ends =
+        [("found", &stats.found), ("unknown", &stats.unknown), ("gone", &stats.gone), ("dropped", &stats.dropped)];
+    let ends = ends.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], read(count)));
+    families.counters("proc_look_outcomes", "How these looks ended", ends);
+    let help = "Bundles whose config.json could not be read";
+    families.counter("proc_unreadable_bundles", help, read(&stats.unreadable_bundles));
+    let help = "Looks that stayed behind at a file that does not answer";
+    families.counter("proc_lost_looks", help, read(&stats.lost_looks));
+}
+
+#[cfg(feature = "containerd")]
+fn containerd(families: &mut Families, stats: &crate::source::containerd::Stats) {
+    families.counter("containerd_events", "Events received", read(&stats.events));
+    families.counter("containerd_events_garbled", "Events that could not be read", read(&stats.events_garbled));
+    families.counter("containerd_exec_exits", "Exits of processes executed in a container", read(&stats.exec_exits));
+    let calls = [
+        ("container", &stats.calls_container),
+        ("image", &stats.calls_image),
+        ("list", &stats.calls_list),
+        ("alive", &stats.calls_alive),
+    ];
+    let calls = calls.map(|(call, count)| (vec![("call", call.to_owned())], read(count)));
+    families.counters("containerd_calls", "Calls, by what they are for", calls);
+    families.counter("containerd_calls_late", "Calls without an answer in time", read(&stats.calls_late));
+    families.counter("containerd_calls_failed", "Calls answered by an error", read(&stats.calls_failed));
+    families.counter("containerd_lists", "Times that everything was listed", read(&stats.lists));
+    families.counter("containerd_sessions_lost", "Connections that worked and then ended", read(&stats.sessions_lost));
+    families.counter("containerd_labels_left_out", "Labels that were too many or too long", read(&stats.left_out));
+}
