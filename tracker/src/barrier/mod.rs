@@ -50,6 +50,7 @@ use serde::Deserialize;
 pub use keeper::keeper_entry;
 pub use stats::{HOLD_BUCKETS_US, Stats};
 pub use supervise::{Barrier, Supervisor};
+pub(crate) use sys::pidfd_open;
 
 /// Settings of the barrier.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -30,7 +30,7 @@ pub(super) fn raise_priority(priority: i32) -> bool {
 }
 
 /// An fd that becomes readable when the process `pid` ends (Linux 5.3).
-pub(super) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
+pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: takes integers only.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd = Errno::result(fd)? as i32;

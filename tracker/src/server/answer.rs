@@ -39,6 +39,16 @@ impl Refused {
         Self::new(StatusCode::CONFLICT, error.into())
     }
 
+    /// 408: it does not arrive.
+    pub(super) fn too_slow(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::REQUEST_TIMEOUT, error.into())
+    }
+
+    /// 413: more than is read.
+    pub(super) fn too_large(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.into())
+    }
+
     /// 503: a bound is reached.
     pub(super) fn busy(error: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, error.into()).remedy("end other clients, or try again later")

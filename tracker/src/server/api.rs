@@ -292,6 +292,19 @@ pub struct Refusal {
     pub candidates: Vec<Str>,
 }
 
+/// One registration, as `/v1/registrations` lists it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Registered {
+    /// Its id.
+    pub id: Str,
+    /// The process with whose end it ends.
+    pub owner: u32,
+    /// Since when.
+    pub since: Wall,
+    /// What was registered, as it was written.
+    pub registration: serde_json::Value,
+}
+
 /// What `GET /livez` and `/readyz` answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {

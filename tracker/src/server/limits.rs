@@ -35,6 +35,8 @@ pub struct Limits {
     pub connections: usize,
     /// Connections among them that watch; one more is answered 503.
     pub watchers: usize,
+    /// Registrations at the same time; one more is answered 503.
+    pub registrations: usize,
     /// Bytes of a request's line and headers. At least 8192.
     pub header_bytes: usize,
     /// Bytes of a request's body.
@@ -50,6 +52,7 @@ impl Default for Limits {
         Self {
             connections: 64,
             watchers: 16,
+            registrations: 256,
             header_bytes: 16 * 1024,
             body_bytes: 64 * 1024,
             header_seconds: 10,

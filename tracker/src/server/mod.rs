@@ -13,6 +13,7 @@ pub mod socket;
 
 mod answer;
 mod query;
+mod registrations;
 mod routes;
 mod watch;
 
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use self::answer::Refused;
 use self::clock::WallClock;
 use self::limits::{Limits, Peer};
+use self::registrations::Registrations;
 use self::routes::Face;
 use self::socket::{BindError, Socket};
 use crate::tracker::Handle;
@@ -81,6 +83,7 @@ impl Server {
             tracker,
             clock: WallClock::new(),
             watchers: Arc::new(Semaphore::new(limits.watchers)),
+            registrations: Registrations::default(),
             limits,
             cancel: cancel.clone(),
         };

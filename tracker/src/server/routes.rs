@@ -16,6 +16,7 @@ use super::api::{self, Answer, Missing, Probe, Provenance, SourceLine, StoryLine
 use super::clock::WallClock;
 use super::limits::Limits;
 use super::query::{self, ListQuery, LookupQuery, Moment, Number};
+use super::registrations::{self, Registrations};
 use super::watch;
 use crate::collection::story::{Story, Who};
 use crate::collection::view::{ById, Group, Lookup, Reader};
@@ -31,6 +32,7 @@ pub(super) struct Face {
     pub(super) node: Str,
     pub(super) clock: WallClock,
     pub(super) watchers: Arc<Semaphore>,
+    pub(super) registrations: Registrations,
     pub(super) limits: Limits,
     pub(super) cancel: CancellationToken,
 }
@@ -50,6 +52,7 @@ pub(super) fn router(face: Arc<Face>) -> Router {
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
+        .merge(registrations::router())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(face)
@@ -272,8 +275,9 @@ async fn dump(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response
 }
 
 async fn no_such_path(request: Request) -> Refused {
-    Refused::not_found(format!("there is nothing at {}", request.uri().path().escape_debug()))
-        .remedy("the paths begin with /v1/containers, /v1/lookup, /v1/watch, /v1/explain and /v1/sources")
+    Refused::not_found(format!("there is nothing at {}", request.uri().path().escape_debug())).remedy(
+        "the paths begin with /v1/containers, /v1/lookup, /v1/watch, /v1/explain, /v1/sources and /v1/registrations",
+    )
 }
 
 async fn no_such_method(request: Request) -> Refused {
