@@ -12,6 +12,7 @@ use clap::{Parser, Subcommand};
 mod bench;
 mod build;
 mod check;
+mod ebpf;
 mod test;
 
 mod layers;
@@ -34,6 +35,12 @@ enum Verb {
     Run(build::Run),
     /// Run the tests, every layer unless told otherwise; ends with `N passed, N failed`
     Test(test::Test),
+    /// Build the kernel side into `tracker/bpf/`
+    Ebpf {
+        /// Compare with what is committed instead of replacing it
+        #[arg(long)]
+        check: bool,
+    },
     /// What to do before pushing: fmt, clippy, docs, tidy tests
     Check,
     /// Measure; results go into docs/benchmarks.md
@@ -45,6 +52,7 @@ fn main() -> ExitCode {
         Verb::Build(build) => build.run(),
         Verb::Run(run) => run.run(),
         Verb::Test(test) => test.run(),
+        Verb::Ebpf { check } => ebpf::ebpf(check),
         Verb::Check => check::check(),
         Verb::Bench(bench) => bench.run(),
     };

@@ -39,6 +39,13 @@ pub(crate) const EMULATOR: &[Package] = &[
     Package { name: "crun", shows: Shows::Program("crun") },
 ];
 
+/// Building the kernel side: a Rust compiler with its own sources, and LLVM for bpf-linker.
+pub(crate) const EBPF: &[Package] = &[
+    Package { name: "rustc-web", shows: Shows::Program("/usr/bin/rustc") },
+    Package { name: "rust-web-src", shows: Shows::Program("/usr/lib/rustlib/src/rust/library/core/src/lib.rs") },
+    Package { name: "llvm-22-dev", shows: Shows::Program("/usr/lib/llvm-22/bin/llvm-objcopy") },
+];
+
 /// Installs what is missing, or says what to install.
 pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
     let missing: Vec<&str> =
