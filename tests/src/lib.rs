@@ -16,3 +16,6 @@ pub mod bundle;
 pub mod containerd;
 pub mod process;
 pub mod runc;
+
+pub mod child;
+pub mod probes;

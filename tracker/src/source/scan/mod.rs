@@ -81,6 +81,7 @@ pub struct Scanner {
     v2: bool,
     host_mntns: u32,
     corrections: u64,
+    first_done: bool,
 }
 
 impl std::fmt::Debug for Scanner {
@@ -99,13 +100,27 @@ impl Scanner {
             Err(_) => host_namespace("mnt")?,
         };
         let v2 = machine.as_ref().map_or(true, |machine| machine.hierarchy == 0);
-        Ok(Self { iterator: machine.and_then(TaskIterator::load), tables, v2, host_mntns, corrections: 0 })
+        Ok(Self {
+            iterator: machine.and_then(TaskIterator::load),
+            tables,
+            v2,
+            host_mntns,
+            corrections: 0,
+            first_done: false,
+        })
     }
 
     /// A scanner that reads `/proc` alone.
     pub fn of_proc() -> Result<Self, KernelError> {
         let refused = KernelError::Object("scan");
-        Ok(Self { iterator: Err(refused), tables: None, v2: true, host_mntns: host_namespace("mnt")?, corrections: 0 })
+        Ok(Self {
+            iterator: Err(refused),
+            tables: None,
+            v2: true,
+            host_mntns: host_namespace("mnt")?,
+            corrections: 0,
+            first_done: false,
+        })
     }
 
     /// Why the task iterator is not used.
@@ -123,8 +138,10 @@ impl Scanner {
     /// What was born before the call and lives until it returns is in it.
     pub fn scan(&mut self) -> Result<Vec<Birth>, ScanError> {
         let tasks = self.tasks()?;
-        let known = |key| self.tables.as_ref().and_then(|(known, _)| known.get(key));
+        // What the probes took for a birth before the first scan may be a fork in a namespace that was there before them.
+        let known = |key| self.tables.as_ref().filter(|_| self.first_done)?.0.get(key);
         let inits = choose::inits(tasks, |key| known(key).map(|known| (known.init_tgid, known.init_start)));
+        self.first_done = true;
         for init in &inits {
             self.adopt(init);
         }
@@ -203,6 +220,13 @@ impl AuditRequest {
             // Full: an audit is about to begin, and will see what this one would.
             Ok(()) | Err(TrySendError::Full(()) | TrySendError::Disconnected(())) => {}
         }
+    }
+}
+
+impl AuditInbox {
+    /// Waits until an audit is asked for; `false` when the time is over first, or nobody can ask any more.
+    pub fn wait(&self, time: Duration) -> bool {
+        self.0.recv_timeout(time).is_ok()
     }
 }
 
