@@ -46,6 +46,9 @@ const BATCH_LEN: usize = 256;
 const MAX_WANTED: usize = 4096;
 /// A look that takes longer stays behind.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(5);
+/// After a look there is none for this many times as long as it took: whatever is born, and however many containers
+/// there are, looking costs a fifth of one processor at most.
+const REST: u32 = 4;
 /// Looks that may have stayed behind at the same time; there are no further ones until one comes back.
 const MAX_LOST: usize = 4;
 
@@ -95,12 +98,19 @@ pub async fn run(
     stats: Arc<Stats>,
     cancel: CancellationToken,
 ) {
-    let mut looker = Looker { config, finder: None, lost: Arc::default(), health, stats: Arc::clone(&stats) };
+    let mut looker = Looker {
+        config,
+        finder: None,
+        lost: Arc::default(),
+        health,
+        stats: Arc::clone(&stats),
+        rests_until: Instant::now(),
+    };
     looker.report(Condition::Live, "");
     let mut wanted = Wanted::default();
     let mut incoming = Vec::new();
     loop {
-        let due = wanted.next_due();
+        let due = wanted.next_due().map(|due| due.max(looker.rests_until));
         tokio::select! {
             () = cancel.cancelled() => return,
             count = requests.recv_many(&mut incoming, BATCH_LEN) => {
@@ -114,7 +124,8 @@ pub async fn run(
             }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
         }
-        let batch = wanted.take_due(Instant::now());
+        let now = Instant::now();
+        let batch = if now < looker.rests_until { Vec::new() } else { wanted.take_due(now) };
         if batch.is_empty() {
             continue;
         }
@@ -198,6 +209,8 @@ struct Looker {
     lost: Arc<AtomicUsize>,
     health: HealthBoard,
     stats: Arc<Stats>,
+    /// When the next look may begin.
+    rests_until: Instant,
 }
 
 impl Looker {
@@ -222,7 +235,10 @@ impl Looker {
             self.report(Condition::Degraded, &format!("start a thread: {error}"));
             return None;
         }
-        match timeout(LOOK_TIMEOUT, answer).await {
+        let began = Instant::now();
+        let answer = timeout(LOOK_TIMEOUT, answer).await;
+        self.rests_until = Instant::now() + began.elapsed() * REST;
+        match answer {
             Ok(Ok((finder, found))) => {
                 self.finder = Some(finder);
                 self.report(Condition::Live, "");
