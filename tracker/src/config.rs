@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{collection, server, source};
+use crate::{barrier, collection, server, source};
 
 /// The whole configuration. Everything has a default, so that an empty file is a valid one.
 ///
@@ -22,6 +22,8 @@ pub struct Config {
     pub collection: collection::config::Config,
     /// The debug socket. The library does not serve it by itself: [`crate::server::Server`] does.
     pub server: server::Config,
+    /// Holding starts.
+    pub barrier: barrier::Config,
     /// The probes.
     pub kernel: source::kernel::Config,
     /// The scan at start and the audits.

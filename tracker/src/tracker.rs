@@ -22,6 +22,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::barrier::{self, Barrier};
 use crate::collection::door::{Ask, Delivery, Ended, Facts, HeldStep};
 use crate::collection::enrichment::Enrich;
 use crate::collection::feed::{Feed, FeedOptions};
@@ -66,6 +67,8 @@ pub enum StartError {
 pub struct Stats {
     /// The collection's.
     pub collection: Arc<CollectionStats>,
+    /// The barrier's.
+    pub barrier: Arc<barrier::Stats>,
     /// The probes'.
     pub kernel: Arc<kernel::Stats>,
     /// The scans'.
@@ -87,6 +90,7 @@ pub struct Tracker {
     threads: Vec<JoinHandle<()>>,
     stop: Arc<EventFd>,
     audits: Option<AuditRequest>,
+    barrier: Option<Barrier>,
 }
 
 /// What can be asked of a running tracker. Cheap to clone, and useless once the tracker has ended.
@@ -105,7 +109,9 @@ impl Tracker {
         let host = look_at_host().map_err(StartError::Host)?;
         let (mut tracker, closer_looks) = Self::start_collection(&config, host)?;
         let (audits, inbox) = scan::audits();
-        tracker.audits = Some(audits);
+        tracker.audits = Some(audits.clone());
+        // Held from here on; what it cannot prove yet, the probes and the scan below will show.
+        tracker.start_barrier(&config, audits)?;
         tracker.start_kernel(&config, inbox)?;
         tracker.start_tasks(config, closer_looks);
         Ok(tracker)
@@ -143,8 +149,26 @@ impl Tracker {
             threads: Vec::new(),
             stop: Arc::new(stop),
             audits: None,
+            barrier: None,
         };
         Ok((tracker, closer_looks))
+    }
+
+    fn start_barrier(&mut self, config: &Config, audits: AuditRequest) -> Result<(), StartError> {
+        let Handle { facts, health, stats, .. } = self.handle.clone();
+        let started = Barrier::start(config.barrier.clone(), facts, health, stats.barrier, move || audits.ask());
+        match started {
+            Ok((barrier, supervisor)) => {
+                self.barrier = Some(barrier);
+                self.state_live(Source::Barrier, true);
+                self.start_thread("tracker-barrier", move || supervisor.run())
+            }
+            // What it is, and what to do about it, is on the health board; the rest works without.
+            Err(error) => {
+                tracing::warn!(%error, "starts are not held");
+                Ok(())
+            }
+        }
     }
 
     /// Attaches the probes, then scans: what is born in between is seen twice rather than not at all.
@@ -185,17 +209,13 @@ impl Tracker {
     fn start_probes(&mut self, kernel: Kernel) -> Result<(), StartError> {
         let Handle { facts, health, stats, .. } = self.handle.clone();
         let (stop, audits) = (Arc::clone(&self.stop), self.audits.clone().expect("it is there until the end"));
-        let live = move |facts: &Facts, live| {
-            let fact = Fact { source: Source::Kernel, at: BootTime::now(), what: What::Live(live) };
-            // After the end of the collection there is nobody to tell.
-            let _ = facts.state_blocking(vec![fact]);
-        };
         // Before the thread runs, so that its first birth already finds a kernel that is believed.
-        live(&facts, true);
+        self.state_live(Source::Kernel, true);
+        let handle = self.handle.clone();
         self.start_thread("tracker-kernel", move || {
             if let Err(error) = kernel.run(&facts, stop.as_fd(), &audits, &stats.kernel, &health) {
                 tracing::error!(error = chain(&error), "the probes are no longer read");
-                live(&facts, false);
+                handle.state_live(Source::Kernel, false);
             }
         })
     }
@@ -206,12 +226,26 @@ impl Tracker {
         Ok(())
     }
 
-    fn start_tasks(&self, config: Config, closer_looks: mpsc::Receiver<Birth>) {
+    fn start_tasks(&self, config: Config, mut closer_looks: mpsc::Receiver<Birth>) {
         let runtime = self.runtime.as_ref().expect("it is there until the tracker ends");
         let Handle { facts, health, stats, .. } = &self.handle;
         let (facts, health, cancel) = (|| facts.clone(), || health.clone(), || self.cancel.clone());
         let proc = Arc::clone(&stats.proc);
-        runtime.spawn(source::proc::run(config.proc, closer_looks, facts(), health(), proc, cancel()));
+        // Who nobody vouches for is looked for in the runtimes' files, and may have been started by a runtime whose
+        // binary is not marked yet.
+        let (found_by_proc, proc_looks) = mpsc::channel(CLOSER_LOOKS);
+        let barrier = self.barrier.clone();
+        runtime.spawn(async move {
+            while let Some(birth) = closer_looks.recv().await {
+                if let Some(barrier) = &barrier {
+                    barrier.learn(&birth);
+                }
+                if found_by_proc.send(birth).await.is_err() {
+                    return;
+                }
+            }
+        });
+        runtime.spawn(source::proc::run(config.proc, proc_looks, facts(), health(), proc, cancel()));
         #[cfg(feature = "containerd")]
         {
             let containerd = Arc::clone(&stats.containerd);
@@ -226,6 +260,9 @@ impl Tracker {
 
     fn end(&mut self) {
         self.cancel.cancel();
+        if let Some(barrier) = self.barrier.take() {
+            barrier.stop();
+        }
         self.audits = None;
         // An eventfd that is full is readable all the same.
         let _ = self.stop.write(1);
@@ -384,6 +421,11 @@ impl Handle {
         // After the end there is nothing to be called for.
         let _ = self.facts.sender().blocking_send(Delivery::Ask(Ask::Hook(hook)));
         Ok(stats)
+    }
+
+    fn state_live(&self, source: Source, live: bool) {
+        // After the end of the collection there is nobody to tell.
+        let _ = self.facts.state_blocking(vec![Fact { source, at: BootTime::now(), what: What::Live(live) }]);
     }
 
     async fn ask<T>(&self, ask: impl FnOnce(oneshot::Sender<T>) -> Ask) -> Result<T, Ended> {
