@@ -201,6 +201,11 @@ impl Ledger {
         wishes
     }
 
+    /// Whether a task is known to be unknown.
+    pub(super) fn awaits_tasks(&self) -> bool {
+        self.entries.values().any(|entry| entry.statement.missing.contains(&task_missing()))
+    }
+
     /// All namespaces that have containers here.
     pub(super) fn namespaces(&self) -> Vec<Str> {
         let mut namespaces: Vec<_> = self.entries.keys().map(|name| Arc::clone(&name.namespace)).collect();
@@ -272,7 +277,10 @@ impl Entry {
     fn task_event(&mut self, at: BootTime, event: TaskEvent, identity: Option<Identity>) -> bool {
         match event {
             TaskEvent::Created { pid, bundle } => {
-                self.begin(pid, identity);
+                // A list can be ahead of events that waited for it: it has shown this task running.
+                if self.pid != Some(pid) || self.is_over() {
+                    self.begin(pid, identity);
+                }
                 self.statement.bundle = bundle;
             }
             TaskEvent::Started { pid } => {
@@ -326,7 +334,8 @@ impl Entry {
         };
         if task.pid == 0 {
             // Its shim did not answer containerd in time: it is there, and nothing else is known.
-            return self.task_unknown();
+            self.task_unknown();
+            return;
         }
         let other = |identity: Identity| self.statement.task.is_some_and(|known| known != identity.task);
         if self.pid != Some(task.pid) || task.identity.is_some_and(other) {
@@ -422,6 +431,7 @@ mod tests {
             ("created", &[created(7)], State::Created, None, Some(7)),
             ("running", &[created(7), start(7)], State::Running, None, Some(7)),
             ("start without create", &[start(7)], State::Running, None, Some(7)),
+            ("created, told late", &[start(7), created(7)], State::Running, None, Some(7)),
             ("paused", &[created(7), start(7), TaskEvent::Paused], State::Paused, None, Some(7)),
             ("resumed", &[start(7), TaskEvent::Paused, TaskEvent::Resumed], State::Running, None, Some(7)),
             ("exited", &[created(7), start(7), exited(7, 3)], State::Exited, Some((3, None)), Some(7)),

@@ -7,7 +7,8 @@
 //!
 //! containerd does not acknowledge a subscription. Requests of one connection are begun in their order, and a whole
 //! exchange lies between the subscription and the first list, so that a gap between the two is unlikely; a second list
-//! shortly after the first closes it for certain. From then on a list is an audit, every few minutes.
+//! shortly after the first closes it for certain. From then on a list is an audit, every few
+//! minutes, or sooner while a shim that hung left a task unknown.
 //!
 //! A daemon that is stopped keeps its connection open. Go's gRPC servers close a connection that is pinged more than
 //! every five minutes, so instead of HTTP/2 pings the version is asked for, whenever nothing else was heard for a while.
@@ -176,6 +177,8 @@ impl<'a> Session<'a> {
         let audit_interval = self.peer.config.audit_interval();
         let mut audit = tokio::time::interval_at(Instant::now() + SETTLE.min(audit_interval), audit_interval);
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // A shim that hung may have come back, of which no event tells.
+        let recheck = audit_interval.min(alive_interval * 6);
         let mut heard = false;
         loop {
             self.begin_descriptions();
@@ -190,6 +193,9 @@ impl<'a> Session<'a> {
                 }
                 Some((namespace, asked, at, tasks)) = self.late_tasks.next(), if !self.late_tasks.is_empty() => {
                     self.late_tasks(&namespace, asked, at, tasks).await?;
+                    if self.peer.ledger.awaits_tasks() {
+                        audit.reset_after(recheck);
+                    }
                 }
                 _ = alive.tick() => {
                     if file_id(&self.peer.path).is_some_and(|now| Some(now) != socket) {
@@ -199,7 +205,12 @@ impl<'a> Session<'a> {
                         self.client.version().await?;
                     }
                 }
-                _ = audit.tick() => self.list().await?,
+                _ = audit.tick() => {
+                    self.list().await?;
+                    if self.peer.ledger.awaits_tasks() {
+                        audit.reset_after(recheck);
+                    }
+                }
             }
         }
     }

@@ -33,16 +33,21 @@ struct Watched {
 
 impl Watched {
     fn on(path: &Path) -> Self {
-        Self::with(Config {
+        Self::with(Self::config(path))
+    }
+
+    /// Patient where a slow machine would be, quick where waiting is what is tested.
+    fn config(path: &Path) -> Config {
+        Config {
             sockets: vec![path.into()],
             sockets_if_present: vec![],
-            call_deadline_ms: 300,
-            list_deadline_ms: 600,
+            call_deadline_ms: 10_000,
+            list_deadline_ms: 10_000,
             alive_interval_ms: 200,
             backoff_first_ms: 10,
             backoff_cap_ms: 100,
             ..Config::default()
-        })
+        }
     }
 
     fn with(config: Config) -> Self {
@@ -250,7 +255,7 @@ async fn a_daemon_that_falls_silent_is_noticed_and_survived() {
     let (_directory, path) = socket();
     let containerd = Containerd::default();
     let _fake = containerd.serve(&path);
-    let mut watched = Watched::on(&path);
+    let mut watched = Watched::with(Config { call_deadline_ms: 300, ..Watched::config(&path) });
     watched.until("live", |it| it.live).await;
     containerd.answer("", Manner::Silent);
     watched.until_condition(Condition::Waiting, "Version: no answer within 300ms").await;
@@ -316,12 +321,16 @@ async fn a_shim_that_hangs_costs_the_tasks_and_not_the_containers() {
     let (_directory, path) = socket();
     let containerd = Containerd::default();
     containerd.create("default", container("c1", "", &[]));
+    containerd.start("default", "c1", 4_000_001);
     containerd.answer("Tasks.List", Manner::Silent);
     let _fake = containerd.serve(&path);
-    let mut watched = Watched::on(&path);
+    let mut watched = Watched::with(Config { list_deadline_ms: 600, ..Watched::config(&path) });
     let statement = watched.until_state("containerd/default/c1", State::Created).await;
     assert!(statement.missing.iter().any(|(field, _)| *field == "task"));
     watched.until("live", |it| it.live).await;
+    containerd.answer("Tasks.List", Manner::Proper);
+    let statement = watched.until_state("containerd/default/c1", State::Running).await;
+    assert!(statement.missing.is_empty(), "{:?}", statement.missing);
     watched.stop().await;
 }
 
