@@ -30,7 +30,7 @@ const MOST_STRANGE: u8 = 3;
 pub(super) const RESCAN: Duration = Duration::from_secs(30);
 
 /// Where distributions and installers put OCI runtimes.
-const KNOWN: &[&str] = &[
+pub(crate) const KNOWN: &[&str] = &[
     "/usr/sbin/runc",
     "/usr/bin/runc",
     "/usr/local/sbin/runc",

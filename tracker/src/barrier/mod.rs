@@ -48,6 +48,7 @@ use nix::errno::Errno;
 use serde::Deserialize;
 
 pub use keeper::keeper_entry;
+pub(crate) use marks::KNOWN as KNOWN_RUNTIMES;
 pub use stats::{HOLD_BUCKETS_US, Stats};
 pub use supervise::{Barrier, Supervisor};
 pub(crate) use sys::pidfd_open;

@@ -11,6 +11,7 @@ mod explain;
 mod inspect;
 mod lookup;
 mod output;
+mod picked;
 mod ps;
 mod run;
 mod sources;

@@ -9,30 +9,18 @@ use tracker::server::client::Client;
 use super::columns::CONTAINER;
 use super::error::Failure;
 use super::output::{self, ListOptions};
+use super::picked::Picked;
 
 /// List containers, newest first.
 #[derive(Debug, Args)]
 pub(crate) struct Ps {
-    /// Every kind: also sandboxes, and what nobody vouches for.
-    #[arg(short, long)]
-    all: bool,
-    /// Only this kind: container, sandbox, unmanaged, sandboxed-process.
-    #[arg(long)]
-    kind: Option<String>,
-    /// Only what this selector picks, for example `label:app=web,state in (running,paused)`.
-    #[arg(short = 'l', long)]
-    selector: Option<String>,
+    #[command(flatten)]
+    picked: Picked,
     #[command(flatten)]
     list: ListOptions,
 }
 
 pub(crate) async fn run(ps: Ps, client: &Client, out: &mut impl Write) -> Result<(), Failure> {
-    let mut query = Vec::new();
-    if ps.all {
-        query.push(("all", "true"));
-    }
-    query.extend(ps.kind.as_deref().map(|kind| ("kind", kind)));
-    query.extend(ps.selector.as_deref().map(|selector| ("selector", selector)));
-    let containers: Vec<Container> = client.get("/v1/containers", &query).await?;
+    let containers: Vec<Container> = client.get("/v1/containers", &ps.picked.query()).await?;
     output::list(out, containers, CONTAINER, |container| &container.id, &ps.list)
 }

@@ -11,32 +11,20 @@ use tracker::server::client::Client;
 use super::columns::short;
 use super::error::Failure;
 use super::output::{Format, escape};
+use super::picked::Picked;
 
 /// Print every change as it happens, until interrupted.
 #[derive(Debug, Args)]
 pub(crate) struct Watch {
-    /// Every kind: also sandboxes, and what nobody vouches for.
-    #[arg(short, long)]
-    all: bool,
-    /// Only this kind.
-    #[arg(long)]
-    kind: Option<String>,
-    /// Only what this selector picks.
-    #[arg(short = 'l', long)]
-    selector: Option<String>,
+    #[command(flatten)]
+    picked: Picked,
     /// How to print: `table` for people, `json` one value in each line, `name` ids alone.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
 }
 
 pub(crate) async fn run(watch: Watch, client: &Client, out: &mut impl Write) -> Result<(), Failure> {
-    let mut query = Vec::new();
-    if watch.all {
-        query.push(("all", "true"));
-    }
-    query.extend(watch.kind.as_deref().map(|kind| ("kind", kind)));
-    query.extend(watch.selector.as_deref().map(|selector| ("selector", selector)));
-    let mut lines = client.watch(&query).await?;
+    let mut lines = client.watch(&watch.picked.query()).await?;
     if watch.output == Format::Json {
         while let Some(line) = lines.next_text().await? {
             out.write_all(&line)?;

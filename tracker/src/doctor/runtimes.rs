@@ -9,30 +9,38 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use super::{Check, Verdict};
+use crate::barrier::{self, KNOWN_RUNTIMES};
 use crate::config::Config;
 
-/// Where distributions and runtimes' own packages put OCI runtimes.
-const DIRECTORIES: [&str; 5] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/usr/libexec"];
-const OCI_RUNTIMES: [&str; 4] = ["runc", "crun", "youki", "nvidia-container-runtime"];
-
 pub(super) fn checks(config: &Config) -> Vec<Check> {
-    let mut checks = oci_runtimes();
+    let mut checks = oci_runtimes(&config.barrier);
     checks.extend(containerd(config));
     checks
 }
 
-fn oci_runtimes() -> Vec<Check> {
-    let candidates = OCI_RUNTIMES.iter().flat_map(|name| DIRECTORIES.map(|directory| Path::new(directory).join(name)));
-    let found: Vec<Check> = candidates.filter_map(|path| oci_runtime(&path)).collect();
+fn oci_runtimes(config: &barrier::Config) -> Vec<Check> {
+    let costs = "starts are not held (grade first-exec at best)";
+    if !config.enabled {
+        let remedy = "set `barrier.enabled` in the configuration";
+        return vec![Check::lacking(Verdict::Warn, "barrier", "switched off", costs, remedy)];
+    }
+    let configured = config.runtimes.iter().map(|path| {
+        oci_runtime(path).unwrap_or_else(|| {
+            let remedy = "correct `barrier.runtimes` in the configuration";
+            Check::lacking(Verdict::Warn, format!("OCI runtime {}", path.display()), "no such file", costs, remedy)
+        })
+    });
+    let known = KNOWN_RUNTIMES.iter().filter(|_| config.known_paths).map(Path::new);
+    let found: Vec<Check> = configured.chain(known.filter_map(oci_runtime)).collect();
     if !found.is_empty() {
         return found;
     }
     vec![Check::lacking(
         Verdict::Warn,
         "OCI runtime",
-        format!("no {} in {}", OCI_RUNTIMES.join(", "), DIRECTORIES.join(", ")),
-        "starts by a runtime that is elsewhere are held only after the first one was seen",
-        "name its binary in the configuration",
+        "neither runc nor crun nor their like at any of the usual paths",
+        "the first start by a runtime that is elsewhere is not held; the next ones are, if it can be learnt",
+        "name its binary in the configuration, as `barrier.runtimes`",
     )]
 }
 
@@ -41,14 +49,14 @@ fn oci_runtime(path: &Path) -> Option<Check> {
     let metadata = fs::symlink_metadata(path).ok().filter(|metadata| metadata.is_file())?;
     let subject = format!("OCI runtime {}", path.display());
     if metadata.uid() == 0 && metadata.permissions().mode() & 0o022 == 0 {
-        return Some(Check::ok(subject, "owned by root, writable by root alone"));
+        return Some(Check::ok(subject, "is there"));
     }
     Some(Check::lacking(
         Verdict::Warn,
         subject,
         format!("owned by uid {}, mode {:o}", metadata.uid(), metadata.permissions().mode() & 0o7777),
-        "it is not marked: containers that it starts are not held",
-        "chown root and chmod go-w",
+        "nothing to the tracker; but whoever may write it runs as root at the next start",
+        "chown root and chmod go-w, or find out who put it there",
     ))
 }
 

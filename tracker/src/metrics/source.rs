@@ -2,11 +2,13 @@
 
 use super::read;
 use super::text::Families;
+use crate::barrier::{self, HOLD_BUCKETS_US};
 use crate::source::{kernel, proc, scan};
 use crate::tracker::Stats;
 
 pub(super) fn add(families: &mut Families, stats: &Stats) {
     probes(families, &stats.kernel);
+    barrier(families, &stats.barrier);
     scans(families, &stats.scan);
     state_directories(families, &stats.proc);
     #[cfg(feature = "containerd")]
@@ -25,6 +27,35 @@ fn probes(families: &mut Families, stats: &kernel::Stats) {
     let help = "Births of processes in namespaces that a scan had found already";
     families.counter("probe_births_superseded", help, read(&stats.superseded));
     families.counter("probe_wakes", "Times that the thread that reads the probes woke", read(&stats.wakes));
+}
+
+fn barrier(families: &mut Families, stats: &barrier::Stats) {
+    families.counter("barrier_events", "Executions of marked binaries that were looked at", read(&stats.events));
+    families.counter("barrier_holds", "Held creates and starts that were given to the collection", read(&stats.holds));
+    let bounds = HOLD_BUCKETS_US.map(|micros| micros as f64 / 1e6).into_iter().chain([f64::INFINITY]);
+    let buckets = bounds.zip(stats.hold_buckets.iter().map(read)).collect();
+    let help = "Time from the keeper's reading of an execution to the tracker's answer";
+    families.histogram("barrier_hold_seconds", help, read(&stats.hold_ns) as f64 / 1e9, buckets);
+    families.counter("barrier_let_go", "Answers that came after the keeper had let go", read(&stats.let_go));
+    let help = "Times that the kernel's queue ran over; it allowed what it dropped";
+    families.counter("barrier_overflows", help, read(&stats.overflows));
+    let reasons = [
+        ("user", &stats.refused_user),
+        ("user_namespace", &stats.refused_user_namespace),
+        ("nested", &stats.refused_nested),
+        ("no_thread", &stats.refused_jobs),
+        ("unread", &stats.unread),
+        ("argv", &stats.argv_errors),
+        ("unproven", &stats.unproven),
+    ];
+    let reasons = reasons.map(|(reason, count)| (vec![("reason", reason.to_owned())], read(count)));
+    families.counters("barrier_not_held", "Executions that were allowed without being held, by the reason", reasons);
+    families.counter("barrier_itself", "Runtimes executing themselves, allowed at once", read(&stats.itself));
+    families.counter("barrier_unwatched", "Runtimes whose end is not waited for: too many", read(&stats.unwatched));
+    families.counter("barrier_panics", "Panics contained on the held path", read(&stats.panics));
+    families.counter("barrier_learnt", "Binaries learnt from what they started", read(&stats.learnt));
+    families.gauge("barrier_lost_threads", "Threads that are stuck at this moment", read(&stats.lost_threads) as f64);
+    families.counter("keeper_restarts", "Keepers started after the first one", read(&stats.keeper_restarts));
 }
 
 fn scans(families: &mut Families, stats: &scan::Stats) {
