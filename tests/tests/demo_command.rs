@@ -29,10 +29,12 @@ fn the_demo_lists_its_containers_and_removes_them() -> Result<()> {
         assert_eq!(container["state"], "running");
         assert_eq!(container["pod"]["namespace"], "demo");
         assert_eq!(container["runtime"]["oci"], "tracker-demo-runtime");
-        assert!(container["grade"] == "held" || container["grade"] == "first-exec", "{}", container["grade"]);
+        // A machine that is busy enough lets a start go; it is caught all the same.
+        assert!(container["grade"] == "held" || container["grade"] == "let-go", "{}", container["grade"]);
         let pid = container["pid"].as_u64().context("a pid")?;
         eventually("init has ended", || (!Path::new(&format!("/proc/{pid}/ns/mnt")).exists()).then_some(()));
     }
+    assert!(containers.iter().any(|container| container["grade"] == "held"));
     let of_pod: Vec<&Value> = containers.iter().filter(|container| container["pod"]["name"] == "web-0").collect();
     assert_eq!(of_pod.len(), 2);
     assert_eq!(of_pod[0]["netns"], of_pod[1]["netns"], "containers of a pod share a net namespace");

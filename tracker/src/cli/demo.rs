@@ -168,6 +168,9 @@ impl Stage {
     fn config(&self) -> Config {
         let mut config = Config::default();
         config.proc.roots.push(self.root());
+        config.barrier.runtimes = vec![self.runtime.clone()];
+        config.barrier.known_paths = false;
+        config.barrier.learn = false;
         config
     }
 
