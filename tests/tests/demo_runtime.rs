@@ -2,117 +2,15 @@
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tracker::source::task::Task;
-use tracker_tests::process::pid;
+use tracker_tests::demo::{Place, arguments};
 use tracker_tests::require;
 use tracker_tests::requirement::{demo_runtime, root};
 use tracker_tests::wait::eventually;
-
-/// A place for containers of the demo runtime. What is in it when the test ends is killed and removed.
-struct Place {
-    temp: tempfile::TempDir,
-    program: PathBuf,
-}
-
-impl Place {
-    fn new() -> Place {
-        Place { temp: tempfile::tempdir().expect("a temporary directory"), program: demo_runtime().expect("built") }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.temp.path().join(name)
-    }
-
-    /// Makes a bundle whose config was changed by `change`.
-    fn bundle(&self, name: &str, change: impl FnOnce(&mut Value)) -> PathBuf {
-        let namespaces = ["mount", "pid", "network", "ipc", "uts"].map(|kind| json!({ "type": kind }));
-        let mut config = json!({
-            "ociVersion": "1.0.2",
-            "process": { "user": { "uid": 0, "gid": 0 }, "args": ["init"], "cwd": "/" },
-            "root": { "path": "/" },
-            "hostname": name,
-            "linux": { "namespaces": namespaces },
-        });
-        change(&mut config);
-        let path = self.path(name);
-        fs::create_dir_all(&path).expect("a bundle's directory");
-        fs::write(path.join("config.json"), config.to_string()).expect("a bundle's config");
-        path
-    }
-
-    fn run(&self, fault: &str, arguments: &[&str]) -> Output {
-        let mut command = Command::new(&self.program);
-        command.env("TRACKER_DEMO_FAULT", fault).arg("--root").arg(self.path("state")).args(arguments);
-        command.stdin(Stdio::null()).output().expect("the demo runtime can be started")
-    }
-
-    #[track_caller]
-    fn succeed(&self, arguments: &[&str]) -> String {
-        let output = self.run("", arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).expect("text")
-    }
-
-    #[track_caller]
-    fn fail(&self, fault: &str, arguments: &[&str]) -> String {
-        let output = self.run(fault, arguments);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
-        String::from_utf8(output.stderr).expect("text")
-    }
-
-    fn create(&self, fault: &str, bundle: &Path, id: &str) -> Output {
-        let (bundle, pid_file) = (bundle.to_str().expect("text"), self.pid_file(id));
-        self.run(fault, &["create", "--bundle", bundle, "--pid-file", pid_file.to_str().expect("text"), id])
-    }
-
-    fn pid_file(&self, id: &str) -> PathBuf {
-        self.path(&format!("{id}.pid"))
-    }
-
-    #[track_caller]
-    fn created(&self, id: &str, change: impl FnOnce(&mut Value)) -> u32 {
-        let output = self.create("", &self.bundle(id, change), id);
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        fs::read_to_string(self.pid_file(id)).expect("a pid file").parse().expect("a pid")
-    }
-
-    fn status(&self, id: &str) -> String {
-        let state: Value = serde_json::from_str(&self.succeed(&["state", id])).expect("JSON");
-        state["status"].as_str().expect("a status").to_owned()
-    }
-
-    /// Processes of this place that are not their entrypoints yet: their command lines still name it.
-    fn waiting(&self) -> Vec<u32> {
-        let place = self.temp.path().to_str().expect("text");
-        let processes = fs::read_dir("/proc").expect("/proc is mounted").flatten();
-        let pids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-        pids.filter(|pid| arguments(*pid).contains(place)).collect()
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        for id in fs::read_dir(self.path("state")).into_iter().flatten().flatten() {
-            if let Some(id) = id.file_name().to_str() {
-                self.run("", &["delete", "--force", id]);
-            }
-        }
-        for waiting in self.waiting() {
-            // It may have ended since.
-            let _ = nix::sys::signal::kill(pid(waiting), nix::sys::signal::Signal::SIGKILL);
-        }
-    }
-}
-
-fn arguments(pid: u32) -> String {
-    let arguments = Task::open(pid).and_then(|task| task.arguments(65_536)).unwrap_or_default();
-    arguments.join(" ".as_ref()).to_string_lossy().into_owned()
-}
 
 #[test]
 fn a_container_lives_as_with_any_runtime() {
@@ -233,7 +131,10 @@ fn faults_happen_where_they_are_told_to() {
     assert!(place.fail("", &["start", "g"]).contains("has ended"));
 
     assert!(place.create("state-file=late-start", &bundle, "h").status.success());
-    assert_eq!(place.status("h"), "stopped", "it is not the process that the state file names");
+    let state: Value = serde_json::from_slice(&fs::read(place.root().join("h/state.json")).unwrap()).unwrap();
+    let init: u32 = fs::read_to_string(place.pid_file("h")).unwrap().parse().unwrap();
+    assert_ne!(state["init_process_start"], Task::open(init).unwrap().id().unwrap().start_ticks);
+    assert_eq!(place.status("h"), "created", "the runtime does not deceive itself");
 
     let before = Instant::now();
     assert_eq!(place.run("start-begins:delay=300,start-ends:crash", &["start", "d"]).status.signal(), Some(9));

@@ -16,7 +16,6 @@ use nix::sched::{CloneFlags, clone, setns};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, sethostname, setsid};
 use tracker::ContainerId;
-use tracker::container::TaskId;
 use tracker::source::task::{Task, v2_mount_point};
 
 use crate::bundle::Bundle;
@@ -75,8 +74,7 @@ fn write_state(
     }
     let task = Task::open(pid.as_raw() as u32).and_then(|task| task.id());
     let task = task.map_err(|error| Failure::of(format!("read the start time of {pid}"), error))?;
-    let task = TaskId { start_ticks: task.start_ticks + u64::from(faults.late_start), ..task };
-    state_dir.write(&StateFile::new(state_dir.id(), task, &bundle.path, cgroup))
+    state_dir.write(&StateFile::new(state_dir.id(), task, faults.late_start.into(), &bundle.path, cgroup))
 }
 
 /// Makes a directory in the v2 hierarchy. A host without one has containers without cgroups of their own.

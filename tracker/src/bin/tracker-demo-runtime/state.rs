@@ -43,7 +43,9 @@ pub(crate) struct StateDir {
 pub(crate) struct StateFile {
     id: String,
     init_process_pid: u32,
+    /// What others read. It may be a lie: the runtime itself goes by `true_start`.
     init_process_start: u64,
+    true_start: u64,
     config: Config,
     /// What wrote it, since it is not runc.
     runtime: String,
@@ -57,11 +59,13 @@ struct Config {
 }
 
 impl StateFile {
-    pub(crate) fn new(id: &ContainerId, task: TaskId, bundle: &Path, cgroup: Option<PathBuf>) -> Self {
+    /// The state of a container, whose init seems to have started `late_ticks` later than it did.
+    pub(crate) fn new(id: &ContainerId, task: TaskId, late_ticks: u64, bundle: &Path, cgroup: Option<PathBuf>) -> Self {
         Self {
             id: id.as_str().to_owned(),
             init_process_pid: task.pid,
-            init_process_start: task.start_ticks,
+            init_process_start: task.start_ticks + late_ticks,
+            true_start: task.start_ticks,
             config: Config { labels: vec![format!("bundle={}", bundle.display())] },
             runtime: env!("CARGO_BIN_NAME").to_owned(),
             cgroup,
@@ -69,7 +73,7 @@ impl StateFile {
     }
 
     pub(crate) fn task(&self) -> TaskId {
-        TaskId { pid: self.init_process_pid, start_ticks: self.init_process_start }
+        TaskId { pid: self.init_process_pid, start_ticks: self.true_start }
     }
 
     pub(crate) fn bundle(&self) -> &str {
