@@ -45,6 +45,9 @@ use crate::time::BootTime;
 /// Requests for a closer look that may wait; more are counted and left to the next scan.
 const CLOSER_LOOKS: usize = 1_024;
 
+/// Real-time priority of the threads that a held start, or the news of an end, waits for: below the barrier's own.
+const PRIORITY: i32 = 1;
+
 /// Why the tracker cannot start at all. A source that cannot start is not among these: it is a line of
 /// [`Handle::health`], and the rest works.
 #[derive(Debug, thiserror::Error)]
@@ -213,6 +216,7 @@ impl Tracker {
         self.state_live(Source::Kernel, true);
         let handle = self.handle.clone();
         self.start_thread("tracker-kernel", move || {
+            barrier::raise_priority(PRIORITY);
             if let Err(error) = kernel.run(&facts, stop.as_fd(), &audits, &stats.kernel, &health) {
                 tracing::error!(error = chain(&error), "the probes are no longer read");
                 handle.state_live(Source::Kernel, false);
@@ -445,7 +449,12 @@ fn start_writer(writer: Writer) -> Result<JoinHandle<()>, StartError> {
     let failed = |source| StartError::Thread { name: "tracker-writer", source };
     let waits = Builder::new_current_thread().enable_time().build().map_err(failed)?;
     let thread = std::thread::Builder::new().name("tracker-writer".into());
-    thread.spawn(move || waits.block_on(writer.run())).map_err(failed)
+    let body = move || {
+        // A held start waits for it, whatever else the machine does.
+        barrier::raise_priority(PRIORITY);
+        waits.block_on(writer.run());
+    };
+    thread.spawn(body).map_err(failed)
 }
 
 /// An error and all its causes, on one line.

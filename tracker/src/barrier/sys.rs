@@ -15,7 +15,7 @@ pub(super) fn close_fds_from(first: u32) {
 
 /// Puts the calling thread before all ordinary ones: real-time priority `priority` where allowed, else a low nice value.
 /// Returns whether it is real-time. Children do not inherit it.
-pub(super) fn raise_priority(priority: i32) -> bool {
+pub(crate) fn raise_priority(priority: i32) -> bool {
     // SAFETY: `sched_param` consists of integers, for which zero is a value.
     let mut parameter: libc::sched_param = unsafe { std::mem::zeroed() };
     parameter.sched_priority = priority;

@@ -36,7 +36,6 @@ pub struct HookStats {
 /// The writer's end of one hook.
 #[derive(Debug)]
 pub(crate) struct Hook {
-    pub name: Str,
     pub step: HeldStep,
     pub selector: Selector,
     budget: Duration,
@@ -69,7 +68,7 @@ impl Hook {
     ) -> (Hook, HookThread, Arc<HookStats>) {
         let (jobs, receiver) = sync_channel(QUEUE_LEN);
         let stats = Arc::new(HookStats::default());
-        let hook = Hook { name: name.into(), step, selector, budget, jobs, stats: Arc::clone(&stats) };
+        let hook = Hook { step, selector, budget, jobs, stats: Arc::clone(&stats) };
         let thread = HookThread { name: name.into(), jobs: receiver, stats: Arc::clone(&stats), callback };
         (hook, thread, stats)
     }

@@ -28,6 +28,7 @@ macro_rules! table {
     ($($field:ident => $order:expr),* $(,)?) => {
         #[derive(Clone, Copy)]
         #[allow(non_camel_case_types, reason = "named as the fields are")]
+        #[allow(dead_code, reason = "what identifies a run is joined by the state, not merged")]
         enum Field { $($field),* }
 
         impl Field {

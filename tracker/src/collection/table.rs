@@ -58,6 +58,7 @@ impl<V: Clone> Table<V> {
     }
 
     /// How many keys there are.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.len
     }

@@ -368,10 +368,10 @@ fn a_story_tells_who_said_what_and_whose_word_counts() {
     state.settle();
     let run = *state.by_task.get(&WEB.task()).unwrap();
     let (_, provenance, run) = state.story(run).unwrap();
-    assert!(provenance.contains(&("image.name", Source::Containerd)));
-    assert!(provenance.contains(&("bundle", Source::Barrier)));
-    let sources: Vec<Source> = run.journal.lines().iter().map(|line| line.source).collect();
     use Source::{Barrier, Containerd, Kernel};
+    assert!(provenance.contains(&("image.name", Containerd)));
+    assert!(provenance.contains(&("bundle", Barrier)));
+    let sources: Vec<Source> = run.journal.lines().iter().map(|line| line.source).collect();
     assert_eq!(sources, [Containerd, Barrier, Kernel, Barrier, Kernel, Kernel, Kernel]);
 }
 
