@@ -1,6 +1,8 @@
 //! The containerd source against the real containerd of the distribution: its own root, state, socket and image.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::{Context, Result};
@@ -257,6 +259,30 @@ fn a_shim_that_hangs_hides_nothing_but_its_own_task() -> Result<()> {
     drop(shim);
     source.until_line("it is live", |line| line.condition == Condition::Live);
     source.until_state(&hangs, State::Running);
+    Ok(())
+}
+
+#[test]
+fn a_listener_that_is_not_root_is_refused() -> Result<()> {
+    require!(requirement::root());
+    const NOBODY: libc::uid_t = 65_534;
+    let directory = tempfile::tempdir()?;
+    std::fs::set_permissions(directory.path(), std::fs::Permissions::from_mode(0o777))?;
+    let socket = directory.path().join("sock");
+    let bound = socket.clone();
+    let listen = std::thread::spawn(move || {
+        // SAFETY: the bare system call, other than libc's wrapper, changes this thread alone, which ends here.
+        let changed = unsafe { libc::syscall(libc::SYS_setresuid, -1, NOBODY, -1) };
+        assert_eq!(changed, 0);
+        UnixListener::bind(bound)
+    });
+    let _listener = listen.join().expect("the thread does not panic")?;
+
+    let containerd = containerd::Config { sockets: vec![socket], sockets_if_present: vec![], ..Default::default() };
+    let tracker = Tracker::start(Config { containerd, ..Config::default() })?;
+    let mut source = Source { reader: tracker.reader(), tracker };
+    let line = source.until_line("it is refused", |line| line.condition == Condition::Refused);
+    assert!(line.detail.contains("uid 65534"), "{}", line.detail);
     Ok(())
 }
 

@@ -317,6 +317,30 @@ async fn garbage_costs_what_it_describes_and_nothing_else() {
 }
 
 #[tokio::test]
+async fn hostile_labels_are_left_out_and_counted() {
+    let (_directory, path) = socket();
+    let containerd = Containerd::default();
+    let many: Vec<_> = (0..5_000).map(|n| (format!("key-{n}"), "v")).collect();
+    let many: Vec<_> = many.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+    let long = "x".repeat(1 << 20);
+    let hostile = [("long", long.as_str()), ("bell", "\u{7}\n\u{1b}[2J")];
+    containerd.create("default", container("many", "", &many));
+    let _fake = containerd.serve(&path);
+    let mut watched = Watched::on(&path);
+    let statement = watched.until_state("containerd/default/many", State::Created).await;
+    let kept = statement.labels.unwrap().len() as u64;
+    assert_eq!(watched.stats.left_out.load(Relaxed), 5_000 - kept);
+
+    watched.until("live", |it| it.live).await;
+    containerd.create("default", container("long", "", &hostile));
+    let statement = watched.until_state("containerd/default/long", State::Created).await;
+    let labels = statement.labels.unwrap();
+    assert_eq!((labels.get("bell").map(|value| &**value), labels.len()), (Some(hostile[1].1), 1));
+    assert!(statement.missing.iter().any(|(field, _)| *field == "labels"));
+    watched.stop().await;
+}
+
+#[tokio::test]
 async fn a_shim_that_hangs_costs_the_tasks_and_not_the_containers() {
     let (_directory, path) = socket();
     let containerd = Containerd::default();
