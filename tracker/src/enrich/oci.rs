@@ -8,7 +8,7 @@
 //! container without its name; it therefore serves as the reference in this module's tests instead. One thing
 //! is refused although `runc` takes it: a field given twice, which runtimes resolve differently.
 //!
-//! Which annotations mean what is in [`convention`].
+//! Which annotations mean what is in `oci/convention.rs`.
 
 mod convention;
 mod json;

@@ -14,7 +14,7 @@
 //! ```
 //!
 //! Looking is slow (files of others), so that it never happens on the caller's thread: a look that takes longer than
-//! [`LOOK_TIMEOUT`] is left behind. What finds the queue or the wanted list full is dropped and counted; the next
+//! five seconds is left behind. What finds the queue or the wanted list full is dropped and counted; the next
 //! audit brings it again.
 
 mod finder;
