@@ -14,6 +14,7 @@ pub mod wait;
 pub mod barrier;
 pub mod bundle;
 pub mod containerd;
+pub mod daemon;
 pub mod demo;
 pub mod process;
 pub mod runc;
