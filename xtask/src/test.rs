@@ -7,7 +7,7 @@
 //! | component | one real part against a stand-in that speaks the real protocol | `tests/tests/component_*.rs` |
 //! | privileged | the real kernel and real runtimes | everything else in `tests/tests/` |
 //! | ebpf | the committed objects are what the source says | `tracker-ebpf/` |
-//! | vm | `tests/tests/kernel_*.rs` and `keeper_*.rs` on older kernels, cgroup v2 only | [`crate::vm`] |
+//! | vm | `tests/tests/kernel_*.rs` and `barrier_*.rs` on older kernels, cgroup v2 only | [`crate::vm`] |
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -145,7 +145,7 @@ impl Test {
     fn programs(&self, layer: Layer, skips: &Skips) -> Result<Tally> {
         let tracker = build_tracker(None)?;
         let mut tally = Tally::default();
-        for program in test_programs(None)? {
+        for program in test_programs(None)?.tests {
             if Layer::of(&program.name) != layer {
                 continue;
             }
@@ -169,9 +169,18 @@ impl Test {
     }
 }
 
+/// What a build of `tracker-tests` made.
+#[derive(Default)]
+pub(crate) struct Built {
+    /// Programs that run tests.
+    pub(crate) tests: Vec<Program>,
+    /// Programs that tests start, by the path they are compiled to know.
+    pub(crate) helpers: Vec<PathBuf>,
+}
+
 /// A compiled test program.
 pub(crate) struct Program {
-    /// The name of its file in `tests/tests/`.
+    /// The name of its file in `tests/tests/`, or of what its unit tests belong to.
     pub(crate) name: String,
     pub(crate) path: PathBuf,
 }
@@ -189,8 +198,8 @@ pub(crate) fn build_tracker(for_target: Option<&str>) -> Result<PathBuf> {
     Ok(directory.join("debug/tracker"))
 }
 
-/// Builds the test programs of `tracker-tests`.
-pub(crate) fn test_programs(for_target: Option<&str>) -> Result<Vec<Program>> {
+/// Builds the test programs of `tracker-tests`, and the programs that they start.
+pub(crate) fn test_programs(for_target: Option<&str>) -> Result<Built> {
     let mut build = cargo(&["test", "--package", "tracker-tests", "--tests", "--no-run", "--message-format=json"]);
     if let Some(name) = for_target {
         build.args(["--target", name]);
@@ -198,17 +207,24 @@ pub(crate) fn test_programs(for_target: Option<&str>) -> Result<Vec<Program>> {
     }
     build.stderr(std::process::Stdio::inherit());
     let messages = output_of(&mut build)?;
-    let mut programs: Vec<Program> = messages.lines().filter_map(test_program).collect();
-    programs.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(programs)
+    let mut built = Built::default();
+    messages.lines().for_each(|message| built.read(message));
+    built.tests.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(built)
 }
 
-/// The test program that a line of cargo's messages announces.
-fn test_program(message: &str) -> Option<Program> {
-    let message: serde_json::Value = serde_json::from_str(message).ok()?;
-    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
-        return None;
+impl Built {
+    /// Takes in a line of cargo's messages; anything but an executable changes nothing.
+    fn read(&mut self, message: &str) {
+        let Ok(message) = serde_json::from_str::<serde_json::Value>(message) else { return };
+        let (Some(name), Some(path)) = (message["target"]["name"].as_str(), message["executable"].as_str()) else {
+            return;
+        };
+        let path = PathBuf::from(path);
+        if message["profile"]["test"] == true {
+            self.tests.push(Program { name: name.to_owned(), path });
+        } else if message["target"]["kind"][0] == "bin" {
+            self.helpers.push(path);
+        }
     }
-    let name = message["target"]["name"].as_str()?.to_owned();
-    Some(Program { name, path: PathBuf::from(message["executable"].as_str()?) })
 }

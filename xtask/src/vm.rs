@@ -12,10 +12,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::layers::{self, Tally};
-use crate::test::{self, Program};
+use crate::test::{self, Built};
 use crate::workspace::{find_program, output_of, succeed, target};
 
 mod kernels;
@@ -23,8 +23,8 @@ mod kernels;
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const MACHINE_SECONDS: u32 = 600;
 
-/// Test programs with these first words in their names run in the machines, too.
-const PREFIXES: &[&str] = &["kernel", "keeper"];
+/// Test programs whose names begin so run in the machines, too.
+const PREFIXES: &[&str] = &["kernel_", "barrier_"];
 
 /// Makes a cargo command for [`TARGET`] produce programs that need nothing but a kernel.
 pub(crate) fn link_statically(cargo: &mut Command) {
@@ -37,12 +37,11 @@ pub(crate) fn test(filter: Option<&str>) -> Result<Tally> {
     let directory = target().join("vm");
     fs::create_dir_all(&directory).with_context(|| format!("create `{}`", directory.display()))?;
 
-    let programs = programs()?;
-    if programs.is_empty() {
-        bail!("there is no test program whose name starts with one of {PREFIXES:?}");
-    }
+    let mut built = test::test_programs(Some(TARGET))?;
+    built.tests.retain(|program| PREFIXES.iter().any(|prefix| program.name.starts_with(prefix)));
+    ensure!(!built.tests.is_empty(), "there is no test program whose name starts with one of {PREFIXES:?}");
     let tracker = test::build_tracker(Some(TARGET))?;
-    let initramfs = initramfs(&directory, &programs, &tracker)?;
+    let initramfs = initramfs(&directory, &built, &tracker)?;
 
     let mut tally = Tally::default();
     for kernel in kernels::obtain(&directory)? {
@@ -52,14 +51,8 @@ pub(crate) fn test(filter: Option<&str>) -> Result<Tally> {
     Ok(tally)
 }
 
-fn programs() -> Result<Vec<Program>> {
-    let mut programs = test::test_programs(Some(TARGET))?;
-    programs.retain(|program| PREFIXES.iter().any(|prefix| program.name.split('_').next() == Some(prefix)));
-    Ok(programs)
-}
-
 /// Packs everything that a machine has.
-fn initramfs(directory: &Path, programs: &[Program], tracker: &Path) -> Result<PathBuf> {
+fn initramfs(directory: &Path, built: &Built, tracker: &Path) -> Result<PathBuf> {
     let root = directory.join("root");
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("remove `{}`", root.display()))?;
@@ -84,8 +77,12 @@ fn initramfs(directory: &Path, programs: &[Program], tracker: &Path) -> Result<P
         .context("write `etc/passwd`")?;
     fs::write(root.join("etc/group"), "root:x:0:\nnogroup:x:65534:\n").context("write `etc/group`")?;
 
-    for program in programs {
+    for program in &built.tests {
         install(&program.path, &root.join("tests").join(&program.name))?;
+    }
+    // Where the tests were compiled to look for them.
+    for helper in &built.helpers {
+        install(helper, &root.join(helper.strip_prefix("/").unwrap_or(helper)))?;
     }
     install(tracker, &root.join("bin/tracker"))?;
     for runtime in ["runc", "crun"] {
