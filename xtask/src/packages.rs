@@ -46,6 +46,11 @@ pub(crate) const EBPF: &[Package] = &[
     Package { name: "llvm-22-dev", shows: Shows::Program("/usr/lib/llvm-22/bin/llvm-objcopy") },
 ];
 
+/// Whether nothing would have to be installed.
+pub(crate) fn are_present(packages: &[Package]) -> bool {
+    packages.iter().all(Package::is_present)
+}
+
 /// Installs what is missing, or says what to install.
 pub(crate) fn ensure(packages: &[Package]) -> Result<()> {
     let missing: Vec<&str> =

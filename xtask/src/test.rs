@@ -16,6 +16,7 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 
+use crate::ebpf;
 use crate::layers::{self, Skips, Tally};
 use crate::packages;
 use crate::vm;
@@ -50,11 +51,12 @@ enum Layer {
     Tidy,
     Component,
     Privileged,
+    Ebpf,
     Vm,
 }
 
 impl Layer {
-    const ALL: &[Layer] = &[Layer::Unit, Layer::Tidy, Layer::Component, Layer::Privileged, Layer::Vm];
+    const ALL: &[Layer] = &[Layer::Unit, Layer::Tidy, Layer::Component, Layer::Privileged, Layer::Ebpf, Layer::Vm];
 
     fn name(self) -> &'static str {
         match self {
@@ -62,6 +64,7 @@ impl Layer {
             Layer::Tidy => "tidy",
             Layer::Component => "component",
             Layer::Privileged => "privileged",
+            Layer::Ebpf => "kernel side as committed",
             Layer::Vm => "virtual machines",
         }
     }
@@ -125,11 +128,26 @@ impl Test {
                 packages::ensure(packages::RUNTIMES)?;
                 self.programs(layer, skips)
             }
+            Layer::Ebpf => self.ebpf(),
             Layer::Vm => {
                 packages::ensure(packages::EMULATOR)?;
                 vm::test(self.filter.as_deref())
             }
         }
+    }
+
+    /// One test: the committed objects are what the source says. Its toolchain is a download of 300 MB, which only CI and
+    /// those who ask for this layer get.
+    fn ebpf(&self) -> Result<Tally> {
+        let wanted = std::env::var_os("CI").is_some() || self.layer.contains(&Layer::Ebpf);
+        if !wanted && !packages::are_present(packages::EBPF) {
+            println!(
+                "left out: `cargo xtask test --layer ebpf` installs the toolchain of the kernel side and checks it"
+            );
+            return Ok(Tally::default());
+        }
+        ebpf::ebpf(true)?;
+        Ok(Tally { passed: 1, failed: 0 })
     }
 
     fn unit(&self) -> Tally {

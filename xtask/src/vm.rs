@@ -21,10 +21,11 @@ use crate::workspace::{find_program, output_of, succeed, target};
 mod kernels;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const MACHINE_SECONDS: u32 = 600;
+const MACHINE_SECONDS: u32 = 400;
 
-/// Test programs whose names begin so run in the machines, too.
-const PREFIXES: &[&str] = &["kernel_", "barrier_"];
+/// Test programs whose names begin so run in the machines, too. Of the barrier's, those that show that the kernel asks
+/// and is answered; hundreds of starts at once would take minutes here and show nothing else.
+const PREFIXES: &[&str] = &["kernel_", "barrier_held"];
 
 /// Makes a cargo command for [`TARGET`] produce programs that need nothing but a kernel.
 pub(crate) fn link_statically(cargo: &mut Command) {
