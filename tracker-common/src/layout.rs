@@ -9,6 +9,9 @@ use core::mem::size_of;
 /// The value of an offset that this kernel does not have. The verifier refuses to load through it.
 pub const ABSENT: u64 = u64::MAX;
 
+/// `sizeof(struct upid)`. A constant, and a power of two: Linux 6.1 loses the bounds of a product of two registers.
+pub const UPID_LEN: u64 = 16;
+
 macro_rules! layout {
     ($($(#[$doc:meta])* $name:ident = $kind:ident $structure:literal . $field:literal),* $(,)?) => {
         /// Byte offsets of fields, each [`ABSENT`] until it was found.
@@ -143,8 +146,6 @@ layout! {
 pub struct Setup {
     /// Where fields are.
     pub layout: Layout,
-    /// `sizeof(struct upid)`.
-    pub upid_size: u64,
     /// 1 when `sched_process_exit` tells whether the last thread is ending, as its second argument (from Linux 6.17 on).
     pub exit_tells_group_dead: u64,
     /// The host's mount namespace: tasks in it are of no interest.
@@ -165,7 +166,6 @@ impl Setup {
     /// What an object is compiled with: it does not load.
     pub const UNSET: Setup = Setup {
         layout: Layout::UNKNOWN,
-        upid_size: 16,
         exit_tells_group_dead: 0,
         host_mntns: 0,
         host_userns: 0,
@@ -178,7 +178,7 @@ impl Setup {
 
 const _: () = {
     assert!(size_of::<Layout>() == 8 * Layout::FIELDS.len());
-    assert!(size_of::<Setup>() == size_of::<Layout>() + 64);
+    assert!(size_of::<Setup>() == size_of::<Layout>() + 56);
 };
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! and makes a load through one that is null or stale give 0 instead of a fault: chains need no checks in between.
 
 use aya_ebpf::helpers::bpf_probe_read_kernel;
-use tracker_common::layout::ABSENT;
+use tracker_common::layout::{ABSENT, UPID_LEN};
 use tracker_common::record::TaskFacts;
 
 use crate::setting;
@@ -160,7 +160,7 @@ impl Task {
         let pid = self.task.follow(setting!(layout.task_thread_pid));
         let level: u32 = pid.load(setting!(layout.pid_level));
         // At a variable offset only the helper may read.
-        let offset = setting!(layout.pid_numbers) + u64::from(level & 0x3f) * setting!(upid_size);
+        let offset = setting!(layout.pid_numbers) + u64::from(level & 0x3f) * UPID_LEN;
         let upid = pid.0.wrapping_add(offset as usize);
         let field = |offset: u64| upid.wrapping_add(offset as usize);
         // SAFETY: the helper checks the address.

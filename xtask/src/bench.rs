@@ -25,6 +25,11 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Cost per fork, exec and exit of an unrelated process, by the kernel's own statistics; needs root
+    Exec {
+        /// Spawns per round
+        spawns: Option<u32>,
+    },
 }
 
 impl Bench {
@@ -32,6 +37,10 @@ impl Bench {
         match self.what.clone().unwrap_or(What::Micro { filter: None }) {
             What::Micro { filter } => {
                 succeed(cargo(&["bench", "--package", "tracker", "--bench", "*", "--"]).args(filter.iter()))
+            }
+            What::Exec { spawns } => {
+                let spawns: Vec<String> = spawns.iter().map(u32::to_string).collect();
+                program("bench_exec", &spawns)
             }
             What::Churn { arguments } => {
                 packages::ensure(packages::RUNTIMES)?;

@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 
-use tracker_common::layout::{Field, Layout, Need};
+use tracker_common::layout::{Field, Layout, Need, UPID_LEN};
 
 /// Why the bytes told nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -22,6 +22,9 @@ pub enum BtfError {
     /// Fields that the probes cannot do without.
     #[error("the kernel's type information lacks {}", list(.0))]
     Missing(Vec<Field>),
+    /// The probes count on a size that is another here.
+    #[error("`struct upid` has {0} bytes instead of {UPID_LEN}")]
+    Upid(u32),
 }
 
 fn list(fields: &[Field]) -> String {
@@ -34,8 +37,6 @@ fn list(fields: &[Field]) -> String {
 pub struct Found {
     /// Where fields are.
     pub layout: Layout,
-    /// `sizeof(struct upid)`.
-    pub upid_size: u64,
     /// Whether `sched_process_exit` has a second argument.
     pub exit_tells_group_dead: bool,
     /// Fields that are absent, and that the probes can do without.
@@ -75,8 +76,11 @@ pub fn find(bytes: &[u8]) -> Result<Found, BtfError> {
     if !missing.is_empty() {
         return Err(BtfError::Missing(missing));
     }
-    let upid_size = btf.structs("upid").first().and_then(|id| btf.get(*id)).map_or(16, |ty| u64::from(ty.size));
-    Ok(Found { layout, upid_size, exit_tells_group_dead: btf.exit_tells_group_dead(), absent })
+    match btf.structs("upid").first().and_then(|id| btf.get(*id)) {
+        Some(upid) if u64::from(upid.size) != UPID_LEN => return Err(BtfError::Upid(upid.size)),
+        _ => {}
+    }
+    Ok(Found { layout, exit_tells_group_dead: btf.exit_tells_group_dead(), absent })
 }
 
 /// Bytes, where each type starts in them, and where the wanted names are.
@@ -270,7 +274,7 @@ mod tests {
         /// A struct whose members are (name, type, bits).
         fn structure(&mut self, name: &str, flag: bool, members: &[(&str, u32, u32)]) -> u32 {
             let body: Vec<u32> = members.iter().flat_map(|(name, ty, bits)| [self.name(name), *ty, *bits]).collect();
-            self.add(name, KIND_STRUCT, flag, 64, members.len() as u32, &body)
+            self.add(name, KIND_STRUCT, flag, 16, members.len() as u32, &body)
         }
 
         fn bytes(&self) -> Vec<u8> {

@@ -13,6 +13,7 @@
 //! that runs only while containers come and go ([`Pace`](pace::Pace)).
 
 use std::io;
+use std::time::Duration;
 
 use aya::maps::{Map, MapData, MapError, RingBuf};
 use aya::programs::{BtfTracePoint, ProgramError};
@@ -155,10 +156,23 @@ impl KernelError {
     }
 }
 
+/// What one probe has cost, by the kernel's own run-time statistics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cost {
+    /// Its name.
+    pub probe: &'static str,
+    /// What it is attached to.
+    pub tracepoint: &'static str,
+    /// How often it ran.
+    pub runs: u64,
+    /// How long all runs took together.
+    pub time: Duration,
+}
+
 /// The loaded and attached probes. They detach when this is dropped.
 pub struct Kernel {
     // Holds the programs and their links.
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
     ring: RingBuf<MapData>,
     shared: SharedTable,
     known: KnownTable,
@@ -202,7 +216,7 @@ impl Kernel {
         let slots = hash(take(&mut ebpf, "MOUNT_NAMESPACES")?, "MOUNT_NAMESPACES")?;
         let known = KnownTable::open(&known_map).map_err(|source| map_error("KNOWN", source))?;
         let flush_log = log_reader(&mut ebpf);
-        Ok(Self { _ebpf: ebpf, ring, shared, known, slots, known_map, flush_log, machine: machine.clone() })
+        Ok(Self { ebpf, ring, shared, known, slots, known_map, flush_log, machine: machine.clone() })
     }
 
     /// What was found out about the machine.
@@ -213,6 +227,15 @@ impl Kernel {
     /// The namespaces that the kernel side knows, for the scan to compare with and to add to.
     pub fn known(&self) -> Result<KnownTable, KernelError> {
         KnownTable::open(&self.known_map).map_err(|source| map_error("KNOWN", source))
+    }
+
+    /// What each probe has cost so far, by its own name. Zeros unless `kernel.bpf_stats_enabled` is on.
+    pub fn costs(&self) -> Vec<Cost> {
+        let cost = |(probe, tracepoint): (&'static str, &'static str)| {
+            let info = self.ebpf.program(probe)?.info().ok()?;
+            Some(Cost { probe, tracepoint, runs: info.run_count(), time: info.run_time() })
+        };
+        PROGRAMS.into_iter().filter_map(cost).collect()
     }
 
     /// The table that other BPF programs look up.

@@ -50,7 +50,6 @@ impl Machine {
     pub(crate) fn setup(&self, config: &Config) -> Setup {
         Setup {
             layout: self.found.layout,
-            upid_size: self.found.upid_size,
             exit_tells_group_dead: self.found.exit_tells_group_dead.into(),
             host_mntns: self.host_mntns.into(),
             host_userns: self.host_userns.into(),
