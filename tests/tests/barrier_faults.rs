@@ -23,9 +23,9 @@ use tracker::source::health::Condition;
 use tracker_tests::barrier::{Answer, Barrier, GRACE};
 use tracker_tests::bundle::{Bundle, RootFs};
 use tracker_tests::process::{pid, run};
-use tracker_tests::require;
 use tracker_tests::runc::{Kind as Oci, Runtime};
 use tracker_tests::wait::eventually;
+use tracker_tests::{kernel, require};
 
 const KEEPER: &str = env!("CARGO_BIN_EXE_keeper");
 const BUDGET: Duration = Duration::from_millis(200);
@@ -91,7 +91,7 @@ fn holds_again(house: &House, barrier: &Barrier, id: &str) -> Result<()> {
 
 #[test]
 fn a_start_that_nobody_answers_goes_on_when_the_budget_is_over() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(BUDGET, Answer::Never)?;
     let container = house.runtime.create(&house.bundle("bundle")?, "c1")?;
@@ -104,7 +104,7 @@ fn a_start_that_nobody_answers_goes_on_when_the_budget_is_over() -> Result<()> {
 
 #[test]
 fn a_stopped_keeper_is_replaced_within_the_budget() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT.min(BUDGET), Answer::AtOnce)?;
     let stopped = barrier.keeper();
@@ -118,7 +118,7 @@ fn a_stopped_keeper_is_replaced_within_the_budget() -> Result<()> {
 
 #[test]
 fn a_killed_keeper_lets_go_at_once_and_is_replaced() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::Never)?;
     let container = house.runtime.create(&house.bundle("bundle")?, "c1")?;
@@ -142,7 +142,7 @@ fn a_killed_keeper_lets_go_at_once_and_is_replaced() -> Result<()> {
 
 #[test]
 fn a_keeper_without_descriptors_denies_nobody() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     for limit in ["6:6", "0:0"] {
@@ -162,7 +162,7 @@ fn a_keeper_without_descriptors_denies_nobody() -> Result<()> {
 
 #[test]
 fn an_upgraded_binary_is_held_at_once() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let inode = |path: &Path| fs::metadata(path).map(|file| std::os::unix::fs::MetadataExt::ino(&file));
@@ -182,7 +182,7 @@ fn an_upgraded_binary_is_held_at_once() -> Result<()> {
 
 #[test]
 fn a_stale_pid_file_is_not_believed() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let bundle = house.bundle("bundle")?;
@@ -203,7 +203,7 @@ fn a_stale_pid_file_is_not_believed() -> Result<()> {
 
 #[test]
 fn neither_pid_file_nor_state_file_means_no_hold_and_a_reason() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let bundle = house.bundle("bundle")?;
@@ -225,7 +225,7 @@ fn neither_pid_file_nor_state_file_means_no_hold_and_a_reason() -> Result<()> {
 
 #[test]
 fn a_fifo_as_config_or_pid_file_hangs_nobody() -> Result<()> {
-    require!(Oci::Crun.requirement());
+    require!(Oci::Crun.requirement(), kernel::permission_events());
     let house = House::new(Oci::Crun)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let bundle = house.bundle("bundle")?;
@@ -264,7 +264,7 @@ impl Drop for Reaped {
 
 #[test]
 fn what_an_unprivileged_user_runs_is_not_looked_at() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     fs::set_permissions(house.temp.path(), fs::Permissions::from_mode(0o755))?;
     let barrier = house.barrier(PATIENT, Answer::Never)?;
@@ -284,7 +284,7 @@ fn what_an_unprivileged_user_runs_is_not_looked_at() -> Result<()> {
 
 #[test]
 fn a_caller_in_a_mount_namespace_of_its_own_is_not_looked_at() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::Never)?;
     let mut command = Command::new("unshare");
@@ -297,7 +297,7 @@ fn a_caller_in_a_mount_namespace_of_its_own_is_not_looked_at() -> Result<()> {
 
 #[test]
 fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let bundle = Bundle::create(house.temp.path(), "bundle", &house.root, &["no-such-program"])?;
@@ -328,7 +328,7 @@ fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
 
 #[test]
 fn two_hundred_creates_at_once_are_all_seen_and_none_denied() -> Result<()> {
-    require!(Oci::Crun.requirement());
+    require!(Oci::Crun.requirement(), kernel::permission_events());
     let house = House::new(Oci::Crun)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let bundle = Bundle::create(house.temp.path(), "bundle", &house.root, &["no-such-program"])?;
@@ -353,7 +353,7 @@ fn two_hundred_creates_at_once_are_all_seen_and_none_denied() -> Result<()> {
 
 #[test]
 fn the_health_board_names_what_is_held() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let program = house.runtime.program().display().to_string();

@@ -3,25 +3,19 @@
 use std::fs;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use tempfile::TempDir;
 use tracker::container::{Grade, Kind, State};
 use tracker::fact::What;
 use tracker_tests::barrier::{Answer, Barrier};
 use tracker_tests::bundle::{Bundle, RootFs};
-use tracker_tests::require;
 use tracker_tests::runc::{Kind as Oci, Runtime};
 use tracker_tests::wait::eventually;
+use tracker_tests::{kernel, require};
 
 const KEEPER: &str = env!("CARGO_BIN_EXE_keeper");
 /// Long enough that nothing is let go on a machine that does other things as well.
 const BUDGET: Duration = Duration::from_secs(5);
-
-fn stat_field(pid: u32, field: usize) -> Result<u64> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit_once(") ").context("a stat file")?.1;
-    Ok(after_name.split(' ').nth(field - 3).context("a field")?.parse()?)
-}
 
 fn is_held_before_its_first_instruction(oci: Oci) -> Result<()> {
     let temp = TempDir::new()?;
@@ -46,9 +40,8 @@ fn is_held_before_its_first_instruction(oci: Oci) -> Result<()> {
     assert_eq!(stated.state, Some(State::Created));
     let task = stated.task.unwrap();
     assert_eq!(task.pid, container.pid());
-    assert_eq!(task.start_ticks, stat_field(task.pid, 22)?);
-    let mntns = fs::metadata(format!("/proc/{}/ns/mnt", task.pid))?;
-    assert_eq!(u64::from(stated.namespaces.unwrap().mnt), std::os::unix::fs::MetadataExt::ino(&mntns));
+    assert_eq!(task.start_ticks, kernel::start_ticks(task.pid)?);
+    assert_eq!(stated.namespaces.unwrap().mnt, kernel::namespace(task.pid, "mnt")?);
 
     // While `start` is held, the entrypoint has not run: the init is still the runtime's.
     let program = || fs::read_to_string(format!("/proc/{}/cmdline", task.pid)).unwrap_or_default();
@@ -70,12 +63,12 @@ fn is_held_before_its_first_instruction(oci: Oci) -> Result<()> {
 
 #[test]
 fn runc_is_held_before_the_containers_first_instruction() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     is_held_before_its_first_instruction(Oci::Runc)
 }
 
 #[test]
 fn crun_is_held_before_the_containers_first_instruction() -> Result<()> {
-    require!(Oci::Crun.requirement());
+    require!(Oci::Crun.requirement(), kernel::permission_events());
     is_held_before_its_first_instruction(Oci::Crun)
 }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -13,9 +14,9 @@ use tempfile::TempDir;
 use tracker_tests::barrier::{Answer, Barrier, GRACE};
 use tracker_tests::bundle::{Bundle, RootFs};
 use tracker_tests::process::pid;
-use tracker_tests::require;
 use tracker_tests::runc::{Kind as Oci, Runtime};
-use tracker_tests::wait::eventually;
+use tracker_tests::wait::{eventually, within};
+use tracker_tests::{kernel, require, requirement};
 
 const KEEPER: &str = env!("CARGO_BIN_EXE_keeper");
 const BUDGET: Duration = Duration::from_millis(200);
@@ -25,7 +26,7 @@ const RUN: Duration = Duration::from_secs(10);
 /// A tracker in a process of its own.
 struct Holder {
     child: Child,
-    _input: ChildStdin,
+    input: Option<ChildStdin>,
     output: BufReader<ChildStdout>,
     keeper: u32,
 }
@@ -41,7 +42,7 @@ impl Holder {
             .spawn()?;
         let input = child.stdin.take().context("its standard input")?;
         let output = BufReader::new(child.stdout.take().context("its standard output")?);
-        let mut holder = Holder { child, _input: input, output, keeper: 0 };
+        let mut holder = Holder { child, input: Some(input), output, keeper: 0 };
         let line = holder.line()?;
         holder.keeper = line.strip_prefix("ready ").context("readiness")?.parse()?;
         Ok(holder)
@@ -71,6 +72,9 @@ impl Holder {
 
 impl Drop for Holder {
     fn drop(&mut self) {
+        // It ends with its input and clears up; what was stopped or killed cannot.
+        drop(self.input.take());
+        within(RUN, || self.child.try_wait().transpose());
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -109,7 +113,7 @@ impl House {
 
 #[test]
 fn a_tracker_stopped_amid_66_creates_delays_them_by_one_budget() -> Result<()> {
-    require!(Oci::Crun.requirement());
+    require!(Oci::Crun.requirement(), kernel::permission_events());
     let house = House::new(Oci::Crun)?;
     let mut holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
     holder.signal(Signal::SIGSTOP);
@@ -137,9 +141,73 @@ fn a_tracker_stopped_amid_66_creates_delays_them_by_one_budget() -> Result<()> {
     Ok(())
 }
 
+/// A cgroup of version 2 with one process in it, thawed and removed in the end.
+struct Cgroup(PathBuf);
+
+impl Cgroup {
+    fn with(root: &Path, pid: u32) -> Result<Cgroup> {
+        let cgroup = Cgroup(root.join(format!("tracker-tests-{}", std::process::id())));
+        fs::create_dir(&cgroup.0)?;
+        fs::write(cgroup.0.join("cgroup.procs"), pid.to_string())?;
+        Ok(cgroup)
+    }
+
+    fn freeze(&self, frozen: bool) -> Result<()> {
+        Ok(fs::write(self.0.join("cgroup.freeze"), if frozen { "1" } else { "0" })?)
+    }
+
+    fn is_frozen(&self) -> Option<()> {
+        fs::read_to_string(self.0.join("cgroup.events")).ok()?.contains("frozen 1").then_some(())
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        let _ = self.freeze(false);
+        // Whoever is in it goes back to where everybody is, so that it can be removed.
+        let root = self.0.with_file_name("cgroup.procs");
+        for pid in fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = fs::write(&root, pid);
+        }
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+#[test]
+fn a_frozen_tracker_does_not_freeze_its_keeper() -> Result<()> {
+    require!(Oci::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Oci::Runc)?;
+    let mut holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
+    let Some(root) = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
+        .map(Path::new)
+        .into_iter()
+        .find(|root| root.join("cgroup.controllers").exists())
+    else {
+        requirement::cannot_run("needs cgroup v2");
+        return Ok(());
+    };
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", holder.keeper))?;
+    assert!(cgroups.contains(&format!("/tracker-keeper-{}", holder.child.id())), "{cgroups}");
+
+    let cgroup = Cgroup::with(root, holder.child.id())?;
+    cgroup.freeze(true)?;
+    eventually("it is frozen", || cgroup.is_frozen());
+    let took = house.execute()?;
+    assert!(took < BUDGET + GRACE + RUN, "{took:?}");
+    cgroup.freeze(false)?;
+    house.start("after")?;
+    assert_eq!((holder.says("after")?.as_str(), holder.says("after")?.as_str()), ("starts", "Held"));
+
+    let seat = root.join(format!("tracker-keeper-{}", holder.child.id()));
+    assert!(seat.is_dir());
+    drop(holder);
+    drop(cgroup);
+    Ok(())
+}
+
 #[test]
 fn a_killed_tracker_lets_go_what_it_held_and_its_keeper_ends() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let patient = RUN * 3;
     let mut holder = Holder::start(&house.runtime, patient, "never")?;
@@ -166,7 +234,7 @@ fn a_killed_tracker_lets_go_what_it_held_and_its_keeper_ends() -> Result<()> {
 
 #[test]
 fn a_tracker_without_descriptors_denies_nobody() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let mut holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
     let limit = |limit: &str| -> Result<()> {
@@ -212,7 +280,7 @@ impl Drop for HungCaller {
 
 #[test]
 fn a_caller_whose_arguments_cannot_be_read_goes_on_when_the_budget_is_over() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = Barrier::start(KEEPER, &[house.runtime.program()], BUDGET, Answer::AtOnce)?;
     let mut hung = HungCaller::start("deliver", &house.runtime)?;
@@ -226,7 +294,7 @@ fn a_caller_whose_arguments_cannot_be_read_goes_on_when_the_budget_is_over() -> 
 
 #[test]
 fn so_many_such_callers_that_all_threads_are_lost_hold_up_nobody() -> Result<()> {
-    require!(Oci::Runc.requirement());
+    require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = Barrier::start(KEEPER, &[house.runtime.program()], BUDGET, Answer::AtOnce)?;
     let mut hung: Vec<HungCaller> = Vec::new();

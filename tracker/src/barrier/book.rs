@@ -32,11 +32,13 @@ pub(super) struct Entry {
 }
 
 /// How far a container is, as far as the barrier saw.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Phase {
     /// It is being made, or was made.
     Created,
-    /// Its `start` was held, or it came by `run`.
+    /// It came by `run` or `restore`.
+    Running,
+    /// Its `start` was held.
     Started,
     /// It was deleted, or another one has its place.
     Gone,

@@ -33,7 +33,8 @@ use super::{Stats, sys};
 use crate::collection::door::{Facts, HeldOutcome, HeldStep};
 use crate::container::{ContainerKey, Domain, Grade, State, Str, TaskId};
 use crate::enrich::scope;
-use crate::fact::{Fact, Source, What};
+use crate::fact::{Fact, Source, Statement, What};
+use crate::source::health::{Condition, HealthBoard};
 use crate::time::BootTime;
 
 /// We stop waiting this long before the keeper does: an answer of ours is better than its.
@@ -44,6 +45,7 @@ const MARGIN: Duration = Duration::from_millis(10);
 pub(super) struct HeldPath {
     pub(super) facts: Facts,
     pub(super) stats: Arc<Stats>,
+    pub(super) health: HealthBoard,
     pub(super) host: Host,
     pub(super) budget: Duration,
     pub(super) marks: Marks,
@@ -177,7 +179,7 @@ impl HeldPath {
         let deadline = request.deadline;
         let entry = self.remember(request);
         self.watch(&entry);
-        let statement = crate::fact::Statement { state: Some(State::Created), ..entry.statement.clone() };
+        let statement = Statement { state: Some(State::Created), ..entry.statement.clone() };
         let phase = entry.phase();
         self.hold(&entry.key, statement, HeldStep::Create, deadline);
         drop(phase);
@@ -188,7 +190,7 @@ impl HeldPath {
         let entry = self.remember(request);
         self.watch(&entry);
         let mut phase = entry.phase();
-        *phase = Phase::Started;
+        *phase = Phase::Running;
         self.state(&entry.key, entry.statement.clone());
         drop(phase);
         held.dismiss();
@@ -253,13 +255,15 @@ impl HeldPath {
                 statement.state = Some(if phase == Phase::Created { State::Created } else { State::Running });
                 self.state(&entry.key, statement);
             }
-            (Phase::Created, Err(doubt)) => {
-                let reason = format!("its `create` ended and left no container: {doubt}").into();
+            // It was there when its `start` came, and has ended since: the kernel tells how.
+            (Phase::Started, Err(_)) => {}
+            // A `run` in the foreground ends with its container: if that ever lived, the kernel's word counts.
+            (Phase::Created | Phase::Running, Err(doubt)) => {
+                let reason = format!("what made it ended and left no container: {doubt}").into();
                 self.tell(What::Aborted { key: entry.key.clone(), reason });
+                drop(phase);
                 self.book.remove(&entry.place);
             }
-            // `run` ends when its container does: whether that ever lived is the kernel's to say.
-            (Phase::Started, Err(_)) => {}
         }
     }
 
@@ -301,19 +305,13 @@ impl HeldPath {
         }
     }
 
-    fn hold(
-        &self,
-        key: &ContainerKey,
-        statement: crate::fact::Statement,
-        step: HeldStep,
-        deadline: Instant,
-    ) -> HeldOutcome {
+    fn hold(&self, key: &ContainerKey, statement: Statement, step: HeldStep, deadline: Instant) -> HeldOutcome {
         self.stats.holds.fetch_add(1, Ordering::Relaxed);
         let facts = vec![fact(What::Stated { key: key.clone(), statement: Box::new(statement) })];
         self.facts.hold(facts, key.clone(), step, deadline)
     }
 
-    fn state(&self, key: &ContainerKey, statement: crate::fact::Statement) {
+    fn state(&self, key: &ContainerKey, statement: Statement) {
         self.tell(What::Stated { key: key.clone(), statement: Box::new(statement) });
     }
 
@@ -329,7 +327,9 @@ impl HeldPath {
     fn count_use(&self, held: &HeldTask, binary: marks::Identity, oci: bool) {
         if let Some((request, path)) = self.marks.saw(binary, oci) {
             held.unmark(request);
-            tracing::info!(binary = %path.display(), "not an OCI runtime after all: its starts are not held any more");
+            let detail = "not an OCI runtime after all: what it executes is not held any more";
+            self.health.report(Source::Barrier, &path.display().to_string(), Condition::Refused, detail);
+            tracing::info!(binary = %path.display(), detail);
         }
     }
 

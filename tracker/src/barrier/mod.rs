@@ -19,7 +19,7 @@
 //! source is the witness.
 //!
 //! Files, in reading order: [`argv`] (command lines), `wire`, `custody` and `keeper` (the process that owns the fanotify
-//! group), `line` and `supervise` (its other end), `pool` (threads that may be lost), `caller`, `bundle`, `init`,
+//! group), `line` and `supervise` (its other end), `seat` (its cgroup), `pool` (threads that may be lost), `caller`, `bundle`, `init`,
 //! `book`, `held` (what happens while a start is held), `marks` (which binaries).
 
 pub mod argv;
@@ -29,6 +29,7 @@ mod wire;
 
 mod line;
 mod pool;
+mod seat;
 mod supervise;
 mod sys;
 
@@ -68,6 +69,9 @@ pub struct Config {
     pub known_paths: bool,
     /// Whether binaries are learnt from containers that they started unseen. On by default.
     pub learn: bool,
+    /// Whether the keeper gets cgroups of its own, directly below the hierarchies' roots, so that what freezes or throttles
+    /// the tracker's does not stop it. On by default.
+    pub own_cgroup: bool,
     /// The program to start as keeper, instead of this one. Its `main` must begin with [`keeper_entry`].
     pub keeper_program: Option<PathBuf>,
 }
@@ -80,6 +84,7 @@ impl Default for Config {
             runtimes: Vec::new(),
             known_paths: true,
             learn: true,
+            own_cgroup: true,
             keeper_program: None,
         }
     }

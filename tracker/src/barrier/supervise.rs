@@ -26,6 +26,7 @@ use super::keeper::{self, KEEPER_NAME};
 use super::line::{HeldTask, Line};
 use super::marks::{Marks, RESCAN};
 use super::pool::Pool;
+use super::seat::Seat;
 use super::watch::Watch;
 use super::wire::{self, Message, Received, Step};
 use super::{BarrierError, Config, Stats, bundle, sys};
@@ -91,6 +92,8 @@ struct Keeper {
     asked: Option<(u64, Instant)>,
     pings: u64,
     next_ping: Instant,
+    /// Removed after its end: fields are dropped after `end` has reaped it.
+    _seat: Seat,
 }
 
 impl Barrier {
@@ -134,6 +137,7 @@ impl Barrier {
             stats: Arc::clone(&stats),
             host,
             budget: config.budget(),
+            health: health.clone(),
             marks: Marks::new(&config.runtimes, config.known_paths),
             book: Book::default(),
             watch: Watch::new().map_err(prepare)?,
@@ -441,9 +445,19 @@ impl Keeper {
             .spawn()
             .map_err(BarrierError::Keeper)?;
         let (pidfd, line) = (sys::pidfd_open(child.id()).map_err(BarrierError::Keeper)?, Line::new(ours));
+        let seat = if config.own_cgroup { Seat::take(child.id()) } else { Seat::default() };
         let now = Instant::now();
-        let mut keeper =
-            Keeper { child, pidfd, line, born: now, realtime: false, asked: None, pings: 0, next_ping: now };
+        let mut keeper = Keeper {
+            child,
+            pidfd,
+            line,
+            born: now,
+            realtime: false,
+            asked: None,
+            pings: 0,
+            next_ping: now,
+            _seat: seat,
+        };
         match keeper.wait_until_ready() {
             Ok(realtime) => {
                 keeper.realtime = realtime;
