@@ -93,6 +93,7 @@ impl Barrier {
         heard.deaf.store(answer == Answer::Never, Ordering::Relaxed);
         let ear = Arc::clone(&heard);
         let listen = thread::spawn(move || {
+            barrier::raise_priority();
             while let Some(heard) = listener.hear() {
                 ear.hear(heard);
             }

@@ -45,9 +45,6 @@ use crate::time::BootTime;
 /// Requests for a closer look that may wait; more are counted and left to the next scan.
 const CLOSER_LOOKS: usize = 1_024;
 
-/// Real-time priority of the threads that a held start, or the news of an end, waits for: below the barrier's own.
-const PRIORITY: i32 = 1;
-
 /// Why the tracker cannot start at all. A source that cannot start is not among these: it is a line of
 /// [`Handle::health`], and the rest works.
 #[derive(Debug, thiserror::Error)]
@@ -216,7 +213,7 @@ impl Tracker {
         self.state_live(Source::Kernel, true);
         let handle = self.handle.clone();
         self.start_thread("tracker-kernel", move || {
-            barrier::raise_priority(PRIORITY);
+            barrier::raise_priority();
             if let Err(error) = kernel.run(&facts, stop.as_fd(), &audits, &stats.kernel, &health) {
                 tracing::error!(error = chain(&error), "the probes are no longer read");
                 handle.state_live(Source::Kernel, false);
@@ -451,7 +448,7 @@ fn start_writer(writer: Writer) -> Result<JoinHandle<()>, StartError> {
     let thread = std::thread::Builder::new().name("tracker-writer".into());
     let body = move || {
         // A held start waits for it, whatever else the machine does.
-        barrier::raise_priority(PRIORITY);
+        barrier::raise_priority();
         waits.block_on(writer.run());
     };
     thread.spawn(body).map_err(failed)

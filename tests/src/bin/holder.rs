@@ -1,9 +1,11 @@
-//! A tracker reduced to its barrier, for tests that stop, kill or starve it: `holder KEEPER RUNTIME BUDGET_MS at-once|never`
-//! holds starts of RUNTIME and answers them at once or never. Prints `ready`, then lines `ID starts` and
-//! `ID GRADE` for each held start; ends with its standard input.
+//! A tracker reduced to its barrier, for tests that stop, kill or starve it: `holder KEEPER RUNTIME BUDGET_MS at-once|never|quiet`
+//! holds starts of RUNTIME and answers them at once or never; `quiet` is at once without saying so. Prints `ready`, then lines `ID starts` and
+//! `ID GRADE` for each held start, and for each line of its standard input the counts of its hold times; ends with that input.
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -14,15 +16,26 @@ use tracker_tests::barrier::{Answer, Barrier};
 
 fn main() -> Result<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [keeper, runtime, budget_ms, answer] = arguments.as_slice() else {
-        bail!("holder KEEPER RUNTIME BUDGET_MS at-once|never")
+    let [keeper, runtime, budget_ms, answer_name] = arguments.as_slice() else {
+        bail!("holder KEEPER RUNTIME BUDGET_MS at-once|never|quiet")
     };
     let budget = Duration::from_millis(budget_ms.parse()?);
-    let answer = if answer == "never" { Answer::Never } else { Answer::AtOnce };
+    let answer = if answer_name == "never" { Answer::Never } else { Answer::AtOnce };
     let barrier = Barrier::start(keeper, &[Path::new(runtime)], budget, answer)?;
     println!("ready {}", barrier.keeper());
     std::io::stdout().flush()?;
-    let end = thread::spawn(|| std::io::stdin().read_to_end(&mut Vec::new()));
+    let stats = Arc::clone(&barrier.stats);
+    let end = thread::spawn(move || {
+        for _ in std::io::stdin().lines() {
+            let counts = stats.hold_buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed).to_string());
+            println!("times {}", counts.collect::<Vec<_>>().join(" "));
+        }
+    });
+    if answer_name == "quiet" {
+        // Nobody at ordinary priority may hold the lock that the answers need: this is what is measured.
+        let _ = end.join();
+        return Ok(());
+    }
     let mut told = 0;
     while !end.is_finished() {
         let facts = barrier.facts();

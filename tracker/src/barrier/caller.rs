@@ -25,9 +25,10 @@ use crate::source::task::{Task, own_namespaces};
 /// Inode number of the initial user namespace, fixed since Linux 3.8 (`PROC_USER_INIT_INO`).
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/proc_ns.h#L45>
 const INITIAL_USER_NS: u32 = 0xEFFF_FFFD;
-/// How often a file in `/proc` is asked again while it says that the task runs: the event can be read before the task
-/// has gone to sleep. Emulated processors needed up to a hundred tries.
-const RUNNING_PAUSE: Duration = Duration::from_micros(50);
+/// The first and the longest pause while `/proc` says that the task runs: the event can be read before the task has gone
+/// to sleep. On a busy machine that may take it a while, and threads that ask before everybody else, at real-time
+/// priority and without a pause, would be what keeps it from doing so.
+const RUNNING_PAUSES: (Duration, Duration) = (Duration::from_micros(30), Duration::from_millis(2));
 const PAGE: u64 = 4096;
 
 /// What the host's own processes have: the tracker's namespaces and root directory.
@@ -149,6 +150,7 @@ fn parse_status(text: &[u8]) -> Option<(u32, [u32; 4])> {
 
 /// Where the argument list lies of the `execve` or `execveat` that the thread is in.
 fn argument_list(tid: i32, deadline: Instant) -> io::Result<Option<u64>> {
+    let (mut pause, longest) = RUNNING_PAUSES;
     loop {
         let text = proc_file(tid, "syscall")?;
         if !text.starts_with(b"running") {
@@ -157,7 +159,8 @@ fn argument_list(tid: i32, deadline: Instant) -> io::Result<Option<u64>> {
         if Instant::now() >= deadline {
             return Err(io::ErrorKind::TimedOut.into());
         }
-        std::thread::sleep(RUNNING_PAUSE);
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(longest);
     }
 }
 

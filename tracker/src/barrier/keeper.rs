@@ -78,7 +78,7 @@ fn become_keeper(budget: Duration) -> Result<(), End> {
     let _ = std::env::set_current_dir("/");
     let _ = nix::sys::prctl::set_name(c"tracker-keeper");
     let _ = raise_fd_limit();
-    let realtime = sys::raise_priority(PRIORITY);
+    let realtime = sys::raise_priority_with_children(PRIORITY);
 
     let tell = |message| wire::send(socket.as_fd(), message, None).map_err(|_| End);
     let flags =

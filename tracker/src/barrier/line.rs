@@ -116,8 +116,9 @@ impl HeldTask {
     /// Lets the task go on, and returns whether it had been held until now.
     pub(super) fn release(&mut self) -> bool {
         self.answered = true;
+        let time = self.since.elapsed();
         let in_time = self.line.allow(self.event) && !self.passed;
-        self.stats.hold_time(self.since.elapsed());
+        self.stats.hold_time(time);
         if !in_time {
             self.stats.let_go.fetch_add(1, Ordering::Relaxed);
         }

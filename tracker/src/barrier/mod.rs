@@ -53,7 +53,7 @@ pub(crate) use marks::KNOWN as KNOWN_RUNTIMES;
 pub use stats::{HOLD_BUCKETS_US, Stats};
 pub use supervise::{Barrier, Supervisor};
 pub(crate) use sys::pidfd_open;
-pub(crate) use sys::raise_priority;
+pub use sys::raise_priority;
 
 /// Settings of the barrier.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

@@ -24,8 +24,6 @@ const KEPT: usize = 4;
 const IDLE: Duration = Duration::from_secs(5);
 /// Nothing but a file system that does not answer takes that long.
 const LOST_AFTER: Duration = Duration::from_secs(1);
-/// Below the keeper's.
-const PRIORITY: i32 = 1;
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -105,7 +103,7 @@ impl Inner {
     }
 
     fn work(&self) {
-        sys::raise_priority(PRIORITY);
+        sys::raise_priority();
         let mut state = self.lock();
         loop {
             if let Some(job) = state.waiting.pop_front() {

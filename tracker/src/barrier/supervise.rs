@@ -47,6 +47,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const OF_AGE: Duration = Duration::from_secs(10);
 /// A keeper that is runnable and does not get to run is given this long: killing it would not make it run.
 const STARVED_FOR: Duration = Duration::from_secs(2);
+/// Between the keeper and the threads that look at what is held: it hands them their work.
+const PRIORITY: i32 = 2;
 /// Messages handled before anything else is looked at again.
 const MESSAGES_PER_TURN: usize = 256;
 /// How far up a container's birth is followed to find what started it.
@@ -193,6 +195,7 @@ impl Barrier {
 impl Supervisor {
     /// Runs until [`Barrier::stop`].
     pub fn run(mut self) {
+        sys::raise_priority_with_children(PRIORITY);
         while self.wait() {
             self.listen();
             self.examine_keeper();

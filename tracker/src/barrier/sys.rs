@@ -13,14 +13,25 @@ pub(super) fn close_fds_from(first: u32) {
     unsafe { libc::close_range(first, u32::MAX, 0) };
 }
 
-/// Puts the calling thread before all ordinary ones: real-time priority `priority` where allowed, else a low nice value.
-/// Returns whether it is real-time. Children do not inherit it.
-pub(crate) fn raise_priority(priority: i32) -> bool {
+/// Puts the calling thread before all ordinary ones, as is everything on the way from a held start to its answer: the
+/// collection's writer and the synchronous subscribers, too. Real-time priority where that is allowed (`CAP_SYS_NICE`), else
+/// a low nice value; returns whether it is real-time. Children of the thread do not inherit it.
+pub fn raise_priority() -> bool {
+    set_priority(1, libc::SCHED_RESET_ON_FORK)
+}
+
+/// The same with another real-time priority, which new threads of this thread begin with: one that had to raise itself first
+/// would wait behind everybody else to do so.
+pub(super) fn raise_priority_with_children(priority: i32) -> bool {
+    set_priority(priority, 0)
+}
+
+fn set_priority(priority: i32, flags: i32) -> bool {
     // SAFETY: `sched_param` consists of integers, for which zero is a value.
     let mut parameter: libc::sched_param = unsafe { std::mem::zeroed() };
     parameter.sched_priority = priority;
     // SAFETY: 0 means the calling thread, and the kernel only reads `parameter`, which outlives the call.
-    let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &parameter) };
+    let refused = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO | flags, &parameter) };
     if refused == 0 {
         return true;
     }
