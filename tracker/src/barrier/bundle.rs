@@ -9,7 +9,8 @@ use crate::enrich::{oci, scope};
 use crate::fact::Statement;
 use crate::source::file::{Walk, read_regular};
 
-/// What the bundle says about the container. A bundle that cannot be read leaves a reason.
+/// What the bundle says about the container; `config` is the file to read instead of its `config.json`. One that cannot be
+/// read leaves a reason.
 pub(super) fn statement(bundle: &Path, config: Option<&Path>, id: &ContainerId, oci_runtime: &str) -> Statement {
     let mut statement = Statement {
         bundle: Some(bundle.to_string_lossy().into()),

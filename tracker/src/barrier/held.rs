@@ -62,6 +62,7 @@ struct Request {
     place: Place,
     bundle: PathBuf,
     pid_file: Option<PathBuf>,
+    config: Option<PathBuf>,
     creator: TaskId,
     /// When the keeper read the event: whatever the command makes is younger.
     seen: BootTime,
@@ -168,6 +169,7 @@ impl HeldPath {
             oci: name.as_ref().into(),
             bundle,
             pid_file,
+            config: invocation.config.as_deref().map(absolute),
             creator: caller.id,
             seen: BootTime(BootTime::now().0.saturating_sub(since.elapsed().as_nanos() as u64)),
             deadline,
@@ -275,7 +277,7 @@ impl HeldPath {
             scope: scope::of(&request.bundle, &request.place.0, id),
             id: id.clone(),
         };
-        let mut statement = bundle::statement(&request.bundle, request.invocation.config.as_deref(), id, &request.oci);
+        let mut statement = bundle::statement(&request.bundle, request.config.as_deref(), id, &request.oci);
         statement.creator = Some(request.creator);
         let creator = Some((request.creator, request.seen));
         let entry = Entry::new(key, request.place, request.pid_file, creator, statement);
