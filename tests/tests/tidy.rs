@@ -174,6 +174,7 @@ fn unsafe_lives_in_named_files() {
         ("tracker/src/barrier/", "fanotify and another process's memory have no safe interface"),
         ("tracker/src/source/kernel", "records and maps shared with the kernel"),
         ("tracker/src/plane", "a mapping shared with other programs"),
+        ("tracker/src/server/owner.rs", "registering a pidfd with tokio"),
         ("tracker/src/source/task.rs", "an ioctl on namespaces"),
         ("tracker/src/source/scan/procfs.rs", "an ioctl on namespaces"),
         ("tracker/src/bin/tracker-demo-runtime/", "a clone into new namespaces"),

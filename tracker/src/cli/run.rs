@@ -38,7 +38,10 @@ pub(crate) fn run(run: Run, socket: Option<PathBuf>) -> Result<(), Failure> {
     log::start(run.log_format, recent.clone())?;
 
     // First of all: a second tracker on the same socket must not attach anything.
-    let server = Server::bind(config.server.clone()).map_err(Failure::other)?;
+    let server = Server::bind(config.server.clone()).map_err(|error| Failure::Other {
+        remedy: error.is_denied().then(|| "run it as root".to_owned()),
+        error: error.to_string(),
+    })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tracker = Tracker::start(config).map_err(Failure::other)?;
     tracing::info!(node = tracker.node(), socket = %server.path().display(), "the tracker runs");

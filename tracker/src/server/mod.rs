@@ -12,6 +12,7 @@ pub mod limits;
 pub mod socket;
 
 mod answer;
+mod owner;
 mod query;
 mod registrations;
 mod routes;

@@ -5,7 +5,6 @@
 //! `limits.registrations`; one more is answered 503.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,15 +16,13 @@ use axum::response::Response;
 use axum::routing::{delete, get};
 use axum::{Extension, Router};
 use serde_json::{Map, Value};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::answer::{Refused, json};
 use super::api::Registered;
 use super::limits::{Limits, Peer};
+use super::owner::Owner;
 use super::routes::{Face, Shared};
-use crate::barrier::pidfd_open;
 use crate::source::manual::{RegisterError, Registration};
 use crate::time::BootTime;
 
@@ -66,7 +63,7 @@ async fn register(State(face): Shared, Extension(peer): Extension<Peer>, body: B
     let owner = owner.or(peer.pid).ok_or_else(|| {
         Refused::bad("the peer's pid cannot be seen from here").remedy("name the owner: {\"owner\": PID, …}")
     })?;
-    let pidfd = watch(owner).map_err(|error| {
+    let process = Owner::open(owner).map_err(|error| {
         Refused::bad(format!("look at the owner, pid {owner}: {error}")).remedy("name a process that lives as `owner`")
     })?;
 
@@ -92,7 +89,7 @@ async fn register(State(face): Shared, Extension(peer): Extension<Peer>, body: B
         });
         return Err(refuse(error));
     }
-    tokio::spawn(end_with(pidfd, waiting, id, Arc::clone(&face)));
+    tokio::spawn(end_with(process, waiting, id, Arc::clone(&face)));
     Ok(json(StatusCode::CREATED, &line))
 }
 
@@ -148,15 +145,10 @@ fn refuse(error: RegisterError) -> Refused {
     }
 }
 
-/// What becomes readable when the process `pid` ends.
-fn watch(pid: u32) -> std::io::Result<AsyncFd<OwnedFd>> {
-    AsyncFd::with_interest(pidfd_open(pid)?, Interest::READABLE)
-}
-
 /// Takes the registration back when its owner has ended, unless it was replaced or taken back before.
-async fn end_with(owner: AsyncFd<OwnedFd>, waiting: CancellationToken, id: String, face: Arc<Face>) {
+async fn end_with(owner: Owner, waiting: CancellationToken, id: String, face: Arc<Face>) {
     tokio::select! {
-        _ = owner.readable() => {}
+        () = owner.ended() => {}
         () = waiting.cancelled() => return,
         () = face.cancel.cancelled() => return,
     }

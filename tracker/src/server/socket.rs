@@ -69,6 +69,13 @@ pub enum BindError {
     },
 }
 
+impl BindError {
+    /// Whether it is for want of permission.
+    pub fn is_denied(&self) -> bool {
+        matches!(self, BindError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
+}
+
 impl Socket {
     /// Makes `path` a listening socket with mode 0600, or 0660 when a `group` gets it. Its directory is made when missing.
     pub fn bind(path: &Path, group: Option<&str>) -> Result<Self, BindError> {
