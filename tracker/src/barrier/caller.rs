@@ -76,6 +76,12 @@ impl Host {
         self.namespaces.user == INITIAL_USER_NS
     }
 
+    /// Whether pid 1 is in another mount namespace, as far as it may be asked: then the host's own callers are strangers.
+    pub(super) fn is_elsewhere(&self) -> bool {
+        let init = Task::open(1).map_or(0, |task| task.namespaces().mnt);
+        init != 0 && init != self.namespaces.mnt
+    }
+
     /// Whether this is the host's mount namespace.
     pub(super) fn has_mount_ns(&self, mnt: u32) -> bool {
         self.namespaces.mnt == mnt

@@ -398,6 +398,10 @@ impl Shared {
         let priority = if self.realtime.load(Ordering::Relaxed) { "" } else { "; without real-time priority" };
         match names.as_slice() {
             [] => self.report(Condition::Degraded, "no OCI runtime found at the usual places: see `barrier.runtimes`"),
+            names if self.path.host.is_elsewhere() => {
+                let detail = "holds only starts from this process's own mount namespace, which is not that of pid 1";
+                self.report(Condition::Degraded, &format!("{detail}; by {}{priority}", names.join(", ")));
+            }
             names => self.report(Condition::Live, &format!("holds starts by {}{priority}", names.join(", "))),
         }
         for (path, _) in marked.iter().filter(|(_, learnt)| *learnt) {
