@@ -11,7 +11,7 @@ mod lives;
 mod witness;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -65,6 +65,7 @@ fn main() -> Result<()> {
         "| way | tracker | lives | per second | seen | held | let-go | first-exec | observed | missed | wrong | start p50 | p99 | max | exit p50 | p99 | max |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
+    let mut besides = Vec::new();
     for way in Way::ALL {
         let lives = ((way.full_number() as f64 * arguments.scale) as usize).max(1);
         if !arguments.no_baseline {
@@ -72,9 +73,32 @@ fn main() -> Result<()> {
         }
         let tracker = start_tracker(&place, &containerd)?;
         churn(way, lives, arguments.parallel, &place, Some(&tracker))?.print(way, "yes");
+        besides.push(aside(way, lives, &tracker));
         tracker.shutdown();
     }
+    println!("\n{}", besides.join("\n"));
     Ok(())
+}
+
+/// What the tracker itself counted while it was beside.
+fn aside(way: Way, lives: usize, tracker: &Tracker) -> String {
+    let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+    let containerd = &tracker.stats().containerd;
+    let calls = count(&containerd.calls_container) + count(&containerd.calls_image);
+    let barrier = &tracker.stats().barrier;
+    let bounds =
+        tracker::barrier::HOLD_BUCKETS_US.iter().map(|bound| format!("≤ {bound} µs")).chain(["more".to_owned()]);
+    let held: Vec<String> = bounds
+        .zip(barrier.hold_buckets.iter().map(count))
+        .filter(|(_, number)| *number > 0)
+        .map(|(bound, number)| format!("{bound}: {number}"))
+        .collect();
+    format!(
+        "{}: {:.2} calls to containerd per life; read to answer: {}",
+        way.name(),
+        calls as f64 / lives as f64,
+        if held.is_empty() { "nothing was held".to_owned() } else { held.join(", ") }
+    )
 }
 
 fn start_tracker(place: &Place<'_>, containerd: &Containerd) -> Result<Tracker> {

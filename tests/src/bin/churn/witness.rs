@@ -14,7 +14,6 @@ use crate::Lived;
 /// What the feed said about one container.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Seen {
-    pub(crate) running: Option<BootTime>,
     pub(crate) exited: Option<BootTime>,
     pub(crate) grade: Option<Grade>,
 }
@@ -79,10 +78,8 @@ impl Witness {
         while let Ok((at, note)) = self.notes.recv_timeout(patience) {
             let entry = seen.entry(note.id).or_default();
             entry.grade = note.grade.or(entry.grade);
-            match note.state {
-                State::Running => entry.running = entry.running.or(Some(at)),
-                State::Exited => entry.exited = entry.exited.or(Some(at)),
-                _ => {}
+            if note.state == State::Exited {
+                entry.exited = entry.exited.or(Some(at));
             }
             if checked.elapsed() > Duration::from_millis(100) {
                 if is_over(&seen) {
