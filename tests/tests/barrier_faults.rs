@@ -327,7 +327,7 @@ fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
 }
 
 #[test]
-fn two_hundred_creates_at_once_are_all_seen_and_none_denied() -> Result<()> {
+fn two_hundred_creates_at_once_are_stated_or_counted_and_none_denied() -> Result<()> {
     require!(Oci::Crun.requirement(), kernel::permission_events());
     let house = House::new(Oci::Crun)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
@@ -346,7 +346,9 @@ fn two_hundred_creates_at_once_are_all_seen_and_none_denied() -> Result<()> {
         What::Stated { statement, .. } => statement.creator.is_some(),
         _ => false,
     });
-    assert!(seen.count() >= 200, "each was stated");
+    // On a machine so busy that more than 64 wait at a time, the oldest is let go before its arguments were read.
+    let unread = barrier.stats.unread.load(Ordering::Relaxed) as usize;
+    assert!(seen.count() + unread >= 200, "each was stated, or counted: {unread} were not read in time");
     assert_eq!(barrier.stats.refused_jobs.load(Ordering::Relaxed), 0);
     holds_again(&house, &barrier, "after")
 }
