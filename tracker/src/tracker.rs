@@ -277,10 +277,10 @@ impl Tracker {
             }
         }
         let ended = self.handle.facts.sender().blocking_send(Delivery::Ask(Ask::End));
-        if let (Ok(()), Some(writer)) = (ended, self.writer.take()) {
-            if writer.join().is_err() {
-                tracing::error!("the collection's writer panicked");
-            }
+        if let (Ok(()), Some(writer)) = (ended, self.writer.take())
+            && writer.join().is_err()
+        {
+            tracing::error!("the collection's writer panicked");
         }
     }
 }

@@ -99,6 +99,8 @@ pub struct Feed {
     id: u64,
     items: mpsc::Receiver<FeedItem>,
     lag: Arc<Lag>,
+    /// Changes missed, while the writer has not been asked for a new bundle.
+    missed: Option<u64>,
     writer: mpsc::Sender<Delivery>,
 }
 
@@ -109,12 +111,13 @@ struct Lag {
 }
 
 impl Feed {
-    /// The next item; `None` when the collection has ended.
+    /// The next item; `None` when the collection has ended. May be cancelled: nothing is lost.
     pub async fn next(&mut self) -> Option<FeedItem> {
         loop {
-            if let Some(lagged) = self.lagged_and_drained() {
-                self.writer.send(Delivery::Ask(Ask::Resync(self.id))).await.ok()?;
-                return Some(lagged);
+            if let Some(missed) = self.missed_when_drained() {
+                self.writer.reserve().await.ok()?.send(Delivery::Ask(Ask::Resync(self.id)));
+                self.missed = None;
+                return Some(FeedItem::Lagged { missed });
             }
             // The writer marks a lag only after filling the queue, so there is always an item to wake up for.
             if let Some(item) = self.items.recv().await {
@@ -128,9 +131,10 @@ impl Feed {
 
     /// [`Feed::next`] for threads. Panics inside an async task.
     pub fn next_blocking(&mut self) -> Option<FeedItem> {
-        if let Some(lagged) = self.lagged_and_drained() {
+        if let Some(missed) = self.missed_when_drained() {
             self.writer.blocking_send(Delivery::Ask(Ask::Resync(self.id))).ok()?;
-            return Some(lagged);
+            self.missed = None;
+            return Some(FeedItem::Lagged { missed });
         }
         self.items.blocking_recv()
     }
@@ -140,9 +144,12 @@ impl Feed {
         self.items.len()
     }
 
-    fn lagged_and_drained(&self) -> Option<FeedItem> {
-        (self.items.is_empty() && self.lag.lagged.swap(false, Ordering::AcqRel))
-            .then(|| FeedItem::Lagged { missed: self.lag.missed.swap(0, Ordering::AcqRel) })
+    /// What was missed, once everything from before has been taken.
+    fn missed_when_drained(&mut self) -> Option<u64> {
+        if self.items.is_empty() && self.lag.lagged.swap(false, Ordering::AcqRel) {
+            *self.missed.get_or_insert(0) += self.lag.missed.swap(0, Ordering::AcqRel);
+        }
+        self.missed
     }
 }
 
@@ -191,12 +198,15 @@ impl Feeds {
         outlet.send_bundle(state, all);
         let place = self.feeds.partition_point(|other| other.options.priority >= outlet.options.priority);
         self.feeds.insert(place, outlet);
-        Feed { id, items: receiver, lag, writer }
+        Feed { id, items: receiver, lag, missed: None, writer }
     }
 
     /// Gives a feed that lagged its new bundle.
     pub(super) fn resync(&mut self, id: u64, state: &State, all: &mut dyn Iterator<Item = &Arc<Container>>) {
         if let Some(outlet) = self.feeds.iter_mut().find(|outlet| outlet.id == id) {
+            // What it missed since it asked is in the bundle.
+            outlet.lag.lagged.store(false, Ordering::Release);
+            outlet.lag.missed.store(0, Ordering::Release);
             outlet.send_bundle(state, all);
         }
     }

@@ -119,7 +119,23 @@ impl<'a> Said<'a> {
         }
     }
 
-    /// The first known value by the order of `field`, or of the part of it that `part` names.
+    /// The first known value by the order of `field`, and whose it is.
+    fn of<T>(&self, field: Field, get: impl Fn(&'a Statement) -> Option<T>) -> Option<(Source, T)> {
+        self.in_order(field.order()).find_map(|(source, said)| Some((source, get(said)?)))
+    }
+
+    /// What the kernel showed, else the first known value by the order of `field`.
+    fn shown_or<T>(&mut self, shown: Option<T>, field: Field, get: impl Fn(&'a Statement) -> Option<T>) -> Option<T> {
+        match shown {
+            Some(shown) => {
+                self.note(field.name(), Kernel);
+                Some(shown)
+            }
+            None => self.pick(field, get),
+        }
+    }
+
+    /// The first known value by an order of its own: for a part of a field, called `name` in explanations.
     fn pick_in<T>(
         &mut self,
         order: &'static [Source],
@@ -184,8 +200,9 @@ pub(crate) fn derive(
     let birth = run.shown.birth;
     let settled = birth.filter(|birth| birth.executed || run.shown.executed_at.is_some());
     let kernel_is_live = context.live.contains(Kernel);
-    let stated = said.pick(Field::state, |said| said.state);
-    let state = match (kernel_state(run, kernel_is_live), stated) {
+    let shown_state = kernel_state(run, kernel_is_live);
+    let stated = said.of(Field::state, |said| said.state);
+    let state = match (shown_state, stated.map(|(_, state)| state)) {
         _ if run.aborted.is_some() && birth.is_none() => State::Aborted,
         // The kernel does not see a freezer; everything else it sees first and best.
         (Some(State::Running), Some(State::Paused)) => State::Paused,
@@ -194,6 +211,12 @@ pub(crate) fn derive(
         (None, Some(stated)) => stated,
         (None, None) => State::Created,
     };
+
+    match (shown_state, stated) {
+        (Some(shown), _) if shown == state => said.note("state", Kernel),
+        (_, Some((source, stated))) if stated == state => said.note("state", source),
+        _ => {}
+    }
 
     // Before the entrypoint runs, a runtime may still move the task to other namespaces and to its final cgroup, and
     // only a witness that looked while it stood still may say which; its mount ns and pid ns are fixed at birth.
@@ -225,12 +248,13 @@ pub(crate) fn derive(
         true => Kind::Unmanaged,
         false => said.pick(Field::kind, |said| said.kind).unwrap_or(Kind::Container),
     };
-    let exit = run.shown.ended.and_then(|(_, exit)| exit).or_else(|| said.pick(Field::exit, |said| said.exit));
-    let stated_exited_at = said.pick(Field::exited_at, |said| said.exited_at);
-    let exited_at = run.shown.ended.map(|(at, _)| at).or(stated_exited_at.filter(|_| state.is_over()));
+    let exit = said.shown_or(run.shown.ended.and_then(|(_, exit)| exit), Field::exit, |said| said.exit);
+    let ended_at = run.shown.ended.map(|(at, _)| at);
+    let exited_at = said.shown_or(ended_at, Field::exited_at, |said| said.exited_at);
+    let born_at = birth.map(|birth| birth.born_at);
+    let created_at = said.shown_or(born_at, Field::created_at, |said| said.created_at);
     let executed_at = run.shown.executed_at.filter(|at| *at != BootTime::ZERO);
-    let created_at = birth.map(|birth| birth.born_at).or_else(|| said.pick(Field::created_at, |said| said.created_at));
-    let started_at = executed_at.or_else(|| said.pick(Field::started_at, |said| said.started_at));
+    let started_at = said.shown_or(executed_at, Field::started_at, |said| said.started_at);
 
     let container = Container {
         id: made_up_or_stated_id(run),
@@ -256,7 +280,7 @@ pub(crate) fn derive(
         bundle: said.pick(Field::bundle, |said| said.bundle.clone()),
         created_at,
         started_at,
-        exited_at,
+        exited_at: exited_at.filter(|_| state.is_over()),
         exit: exit.filter(|_| state.is_over()),
     };
     let (here, init) = intervals(run, &container, context);

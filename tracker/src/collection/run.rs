@@ -112,6 +112,8 @@ impl Shown {
                 Birth {
                     born_at: newer.born_at.min(older.born_at),
                     generation: newer.generation.or(older.generation),
+                    // Whose it is shows at birth: the entrypoint may run as anybody.
+                    uid: if former.born_at <= birth.born_at { former.uid } else { birth.uid },
                     // At birth the creator is the parent; later it may be whoever adopted the orphan.
                     parent: if former.born_at <= birth.born_at { former.parent } else { birth.parent },
                     ..newer
@@ -133,6 +135,8 @@ pub(crate) struct Run {
     /// The init process that a source names which may only speak for its own user: the kernel has to show it first.
     pub unproven_task: Option<TaskId>,
     pub creator: Option<TaskId>,
+    /// Whose share of what nobody vouches for it takes.
+    pub unvouched_uid: Option<u32>,
     pub shown: Shown,
     /// What the barrier did with its start.
     pub grade: Option<Grade>,
@@ -155,6 +159,7 @@ impl Run {
             task: None,
             unproven_task: None,
             creator: None,
+            unvouched_uid: None,
             shown: Shown::default(),
             grade: None,
             aborted: None,

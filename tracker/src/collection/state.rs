@@ -195,8 +195,10 @@ impl State {
                 return None;
             }
             None => {
+                let run = self.new_run(at);
                 *self.unvouched_by_uid.entry(birth.uid).or_default() += 1;
-                self.new_run(at)
+                self.run(run).unvouched_uid = Some(birth.uid);
+                run
             }
         };
         let seen_live = event != Event::Scanned && source == Source::Kernel && self.runs[&run].shown.birth.is_none();
@@ -456,24 +458,22 @@ impl State {
     }
 
     fn add_claim(&mut self, run: u64, key: &ContainerKey) {
-        let was_vouched = !self.runs[&run].keys.is_empty();
         self.run(run).add_key(key.clone());
         let claim = self.claims.entry(key.clone()).or_default();
         if !claim.runs.contains(&run) {
             claim.runs.push(run);
         }
-        if !was_vouched {
-            self.release_unvouched(run);
-        }
+        let share = self.run(run).unvouched_uid.take();
+        self.release_share(share);
         self.touch(run);
     }
 
-    fn release_unvouched(&mut self, run: u64) {
-        let Some(birth) = self.runs.get(&run).and_then(|run| run.shown.birth) else { return };
-        if let Some(count) = self.unvouched_by_uid.get_mut(&birth.uid) {
-            *count = count.saturating_sub(1);
+    fn release_share(&mut self, uid: Option<u32>) {
+        let Some(uid) = uid else { return };
+        if let Some(count) = self.unvouched_by_uid.get_mut(&uid) {
+            *count -= 1;
             if *count == 0 {
-                self.unvouched_by_uid.remove(&birth.uid);
+                self.unvouched_by_uid.remove(&uid);
             }
         }
     }
@@ -503,10 +503,6 @@ impl State {
             return run;
         };
         let (elder, younger) = (run.min(other), run.max(other));
-        if self.runs[&elder].keys.is_empty() != self.runs[&younger].keys.is_empty() {
-            let unvouched = if self.runs[&elder].keys.is_empty() { elder } else { younger };
-            self.release_unvouched(unvouched);
-        }
         let absorbed = self.forget(younger);
         for key in &absorbed.keys {
             let claim = self.claims.entry(key.clone()).or_default();
@@ -514,6 +510,10 @@ impl State {
             claim.runs.push(elder);
         }
         self.run(elder).absorb(absorbed);
+        if !self.runs[&elder].keys.is_empty() {
+            let share = self.run(elder).unvouched_uid.take();
+            self.release_share(share);
+        }
         let joined = &self.runs[&elder];
         let (task, creator, birth) = (joined.task, joined.creator, joined.shown.birth);
         if let Some(task) = task {
@@ -535,7 +535,8 @@ impl State {
 
     /// Takes a run out of everything but the claims.
     fn forget(&mut self, instance: u64) -> Run {
-        let run = self.runs.remove(&instance).expect("only known runs are forgotten");
+        let mut run = self.runs.remove(&instance).expect("only known runs are forgotten");
+        self.release_share(run.unvouched_uid.take());
         let remove_if_own = |map: &mut HashMap<TaskId, u64>, key: Option<TaskId>| {
             if let Some(key) = key.filter(|key| map.get(key) == Some(&instance)) {
                 map.remove(&key);
@@ -747,9 +748,6 @@ impl State {
 
     fn bury(&mut self, instance: u64) {
         self.count_missing_witnesses(instance);
-        if self.runs[&instance].keys.is_empty() {
-            self.release_unvouched(instance);
-        }
         let run = self.forget(instance);
         for key in run.keys {
             if let Some(claim) = self.claims.get_mut(&key) {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use nix::sys::stat::stat;
@@ -127,11 +127,11 @@ fn state_process(statement: &mut Statement, pid: u32, host: Host) -> Result<(), 
     Ok(())
 }
 
-fn state_netns(statement: &mut Statement, path: &PathBuf, host: Host) -> Result<(), RegisterError> {
+fn state_netns(statement: &mut Statement, path: &Path, host: Host) -> Result<(), RegisterError> {
     let what = || format!("net namespace `{}`", path.display());
     let look = |errno: nix::Error| RegisterError::Look { what: what(), source: errno.into() };
     if statfs(path).map_err(look)?.filesystem_type() != NSFS {
-        return Err(RegisterError::NotANamespace(path.clone()));
+        return Err(RegisterError::NotANamespace(path.to_owned()));
     }
     let inode = stat(path).map_err(look)?.st_ino as u32;
     if inode == host.namespaces.net {
@@ -141,7 +141,7 @@ fn state_netns(statement: &mut Statement, path: &PathBuf, host: Host) -> Result<
     Ok(())
 }
 
-fn state_cgroup(statement: &mut Statement, path: &PathBuf, host: Host) -> Result<(), RegisterError> {
+fn state_cgroup(statement: &mut Statement, path: &Path, host: Host) -> Result<(), RegisterError> {
     let what = || format!("cgroup `{}`", path.display());
     let cgroup = cgroup_of(path).map_err(|source| RegisterError::Look { what: what(), source })?;
     if cgroup.id == Some(host.cgroup_id) {

@@ -150,8 +150,11 @@ fn with(facts: impl IntoIterator<Item = Fact>) -> State {
     state
 }
 
+/// A container, and the times for which its namespaces and its init pid are its own.
+type Picture = (Container, (BootTime, BootTime), (BootTime, BootTime));
+
 /// All rows, by generation or id, without what depends on the order of arrival by design.
-fn picture(state: &State) -> BTreeMap<String, (Container, (BootTime, BootTime), (BootTime, BootTime))> {
+fn picture(state: &State) -> BTreeMap<String, Picture> {
     let rows = state.runs.values().filter_map(|run| run.row.clone());
     rows.map(|row| {
         let container = Container { instance: 0, sequence: 0, ..(*row.container).clone() };

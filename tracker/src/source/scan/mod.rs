@@ -3,10 +3,10 @@
 //! Runs at start, every minute as an audit, and when something was lost. One read of the BPF task iterator sees every
 //! task; where it cannot load, `/proc` tells the same, 30 times slower and a little later.
 
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::time::{Duration, Instant};
-use std::{io, mem};
 
 use serde::Deserialize;
 use tracker_common::life;
@@ -256,7 +256,7 @@ pub fn run(
                 stats.last_micros.store(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
                 stats.last_found.store(births.len() as u64, Ordering::Relaxed);
                 // The first scan finds what was there before us: nothing to correct.
-                let before = mem::replace(&mut known_before, Some(scanner.corrections()));
+                let before = known_before.replace(scanner.corrections());
                 let corrected = before.map_or(0, |before| scanner.corrections() - before);
                 stats.corrections.fetch_add(corrected, Ordering::Relaxed);
                 if facts.state_blocking(vec![Fact { source, at, what: What::Scanned(births) }]).is_err() {
