@@ -76,6 +76,8 @@ pub struct TaskFacts {
 impl TaskFacts {
     /// In [`TaskFacts::flags`]: forked, and has not executed anything since (`PF_FORKNOEXEC`).
     pub const FORKED_NOT_EXECUTED: u32 = 0x40;
+    /// In [`TaskFacts::flags`]: a thread of the kernel's own (`PF_KTHREAD`).
+    pub const KERNEL_THREAD: u32 = 0x0020_0000;
 
     /// Reads facts from the front of `bytes`; `None` when they are too short.
     pub fn decode(bytes: &[u8]) -> Option<Self> {

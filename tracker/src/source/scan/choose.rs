@@ -9,10 +9,11 @@ use tracker_common::record::TaskFacts;
 ///
 /// That is the process that the probes saw the namespace being born on, if they did and it lives; else the namespace's
 /// process number 1; else its oldest process. A host process that joined later (`nsenter`) may be older than the
-/// container: it is chosen only where nothing else tells.
+/// container: it is chosen only where nothing else tells. Threads of the kernel's own are nobody's container, though one
+/// of them (`kdevtmpfs`) has a mount namespace of its own on every machine.
 pub(super) fn inits(tasks: Vec<TaskFacts>, known: impl Fn(u64) -> Option<(u32, u64)>) -> Vec<TaskFacts> {
     let mut groups: HashMap<u64, (Option<(u32, u64)>, TaskFacts)> = HashMap::new();
-    for task in tasks {
+    for task in tasks.into_iter().filter(|task| task.flags & TaskFacts::KERNEL_THREAD == 0) {
         let key = life::key(&task);
         match groups.get_mut(&key) {
             None => {
@@ -57,6 +58,13 @@ mod tests {
         check(&[joined, init, child], Some((11, 30)), &[11]);
         check(&[joined, init, child], Some((11, 31)), &[10]);
         check(&[], None, &[]);
+    }
+
+    #[test]
+    fn threads_of_the_kernel_are_nobodys_init() {
+        let kernel_thread = TaskFacts { flags: TaskFacts::KERNEL_THREAD, ..task(2, 1, 2, 5) };
+        check(&[kernel_thread], None, &[]);
+        check(&[kernel_thread, task(10, 20, 3, 5)], None, &[10]);
     }
 
     #[test]
