@@ -24,6 +24,12 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
+    /// The kernel side woke us because there is something. The drain that follows may still find nothing: the record may
+    /// stand behind one that another processor has begun and not finished, and that will not wake us when it is.
+    pub(crate) fn woken(&mut self) {
+        self.ticks_left = TICKS;
+    }
+
     /// A drain found this many records.
     pub(crate) fn drained(&mut self, records: usize) {
         if records > 0 {
@@ -59,6 +65,14 @@ mod tests {
             pace.drained(0);
         }
         assert_eq!(pace.sleep(), None);
+    }
+
+    #[test]
+    fn what_woke_us_is_looked_for_again_when_it_cannot_be_read_yet() {
+        let mut pace = Pace::default();
+        pace.woken();
+        pace.drained(0);
+        assert_eq!(pace.sleep(), Some(TICK));
     }
 
     #[test]

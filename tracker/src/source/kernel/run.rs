@@ -79,8 +79,12 @@ impl Kernel {
                 }
             };
             stats.wakes.fetch_add(1, Ordering::Relaxed);
-            if events[..ready].iter().any(|event| event.data() == STOP) {
+            let ended_by = |what| events[..ready].iter().any(|event| event.data() == what);
+            if ended_by(STOP) {
                 return Ok(());
+            }
+            if ended_by(RING) {
+                pace.woken();
             }
         }
     }
