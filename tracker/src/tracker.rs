@@ -38,7 +38,7 @@ use crate::source::health::{Condition, Health, HealthBoard};
 use crate::source::kernel::{Kernel, KernelError};
 use crate::source::manual::{RegisterError, Registration};
 use crate::source::scan::{AuditInbox, AuditRequest, Scanner};
-use crate::source::task::{Task, root_cgroup_id};
+use crate::source::task::{host_namespaces, root_cgroup_id};
 use crate::source::{self, kernel, manual, scan};
 use crate::time::BootTime;
 
@@ -58,8 +58,18 @@ pub enum StartError {
         source: io::Error,
     },
     /// Pid 1 could not be looked at, so the host's own namespaces are unknown.
-    #[error("read the namespaces of pid 1: {0}; run as root, in the host's pid namespace")]
+    #[error("read the namespaces of pid 1: {0}")]
     Host(io::Error),
+}
+
+impl StartError {
+    /// What a person can do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            StartError::Thread { .. } => "raise the limits of open files and processes",
+            StartError::Host(_) => "run as root, in the host's pid namespace, with /proc mounted",
+        }
+    }
 }
 
 /// Everything that counts while the tracker runs.
@@ -462,10 +472,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// The host's namespaces are those of pid 1; its cgroup is the v2 hierarchy's root.
 fn look_at_host() -> io::Result<Host> {
-    // Pid 1 may have a capability that we lack, and is then not ours to look at; kthreadd (pid 2) shares its namespaces
-    // and has none of its own.
-    let of = |pid| Task::open(pid).map(|task| task.namespaces()).ok().filter(|namespaces| namespaces.mnt != 0);
-    let namespaces = of(1).or_else(|| of(2)).ok_or(io::ErrorKind::PermissionDenied)?;
+    let namespaces = host_namespaces().ok_or(io::ErrorKind::PermissionDenied)?;
     Ok(Host { namespaces, cgroup_id: root_cgroup_id().unwrap_or(0) })
 }
 

@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use super::argv::{MAX_ARGUMENTS, MAX_BYTES};
 use crate::container::{Namespaces, TaskId};
 use crate::source::file::{Walk, read_regular};
-use crate::source::task::{Task, own_namespaces};
+use crate::source::task::{Task, host_namespaces, own_namespaces};
 
 /// Inode number of the initial user namespace, fixed since Linux 3.8 (`PROC_USER_INIT_INO`).
 /// <https://github.com/torvalds/linux/blob/v6.12/include/linux/proc_ns.h#L45>
@@ -76,10 +76,9 @@ impl Host {
         self.namespaces.user == INITIAL_USER_NS
     }
 
-    /// Whether pid 1 is in another mount namespace, as far as it may be asked: then the host's own callers are strangers.
+    /// Whether the host's mount namespace is another one, as far as that can be known: then its own callers are strangers.
     pub(super) fn is_elsewhere(&self) -> bool {
-        let init = Task::open(1).map_or(0, |task| task.namespaces().mnt);
-        init != 0 && init != self.namespaces.mnt
+        host_namespaces().is_some_and(|host| !self.has_mount_ns(host.mnt))
     }
 
     /// Whether this is the host's mount namespace.

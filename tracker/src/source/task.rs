@@ -171,6 +171,14 @@ pub fn own_namespaces() -> io::Result<Namespaces> {
     Ok(Task::open(std::process::id())?.namespaces())
 }
 
+/// The namespaces of the host: those of pid 1. `None` where its processes may not be looked at.
+pub fn host_namespaces() -> Option<Namespaces> {
+    // Pid 1 may have a capability that we lack, and is then not ours to look at; kthreadd (pid 2) shares its namespaces
+    // and has none of its own.
+    let of = |pid| Task::open(pid).map(|task| task.namespaces()).ok().filter(|namespaces| namespaces.mnt != 0);
+    of(1).or_else(|| of(2))
+}
+
 nix::ioctl_read! {
     /// `NS_GET_MNTNS_ID`, Linux 6.12.
     ns_get_mntns_id, 0xb7, 0x5, u64
