@@ -1,6 +1,9 @@
 //! The tracker's own daemon and its commands, as a person uses them.
 
+use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -17,6 +20,7 @@ use crate::wait::{PATIENCE, within};
 pub struct Daemon {
     process: Process,
     program: PathBuf,
+    wrapper: Vec<OsString>,
     directory: TempDir,
 }
 
@@ -34,24 +38,42 @@ pub struct Said {
 impl Daemon {
     /// Starts it with this configuration (TOML) and waits until it answers.
     pub fn start(config: &str) -> Result<Daemon> {
+        Self::start_by(&[], config)
+    }
+
+    /// The same through another program, which is given the tracker's command line as its last arguments and executes it.
+    pub fn start_by(wrapper: &[&OsStr], config: &str) -> Result<Daemon> {
         let program = requirement::tracker().map_err(anyhow::Error::msg)?;
         let directory =
             tempfile::Builder::new().prefix("trk-").tempdir().context("create a directory for the tracker")?;
         let file = directory.path().join("config.toml");
         fs::write(&file, config).with_context(|| format!("write `{}`", file.display()))?;
-        let socket = directory.path().join("sock");
-        let mut command = Command::new(&program);
-        command.arg("--socket").arg(&socket).arg("run").arg("--config").arg(&file);
-        let process = Process::start(&mut command, &directory.path().join("log"))?;
-        let mut daemon = Daemon { process, program, directory };
-        let ready = within(PATIENCE, || match daemon.process.ended() {
-            Ok(None) => daemon.ask(&["sources"]).ok().filter(|said| said.code == 0).map(|_| true),
+        let wrapper: Vec<OsString> = wrapper.iter().map(OsString::from).collect();
+        let process = run(&wrapper, &program, directory.path())?;
+        let mut daemon = Daemon { process, program, wrapper, directory };
+        daemon.wait_until_it_answers()?;
+        Ok(daemon)
+    }
+
+    /// Starts it again, killed or still running, on the same socket with the same configuration.
+    pub fn restart(&mut self) -> Result<()> {
+        if self.process.ended()?.is_none() {
+            self.process.signal(Signal::SIGKILL)?;
+            self.process.wait(PATIENCE)?;
+        }
+        self.process = run(&self.wrapper, &self.program, self.directory.path())?;
+        self.wait_until_it_answers()
+    }
+
+    fn wait_until_it_answers(&mut self) -> Result<()> {
+        let ready = within(PATIENCE, || match self.process.ended() {
+            Ok(None) => self.ask(&["sources"]).ok().filter(|said| said.code == 0).map(|_| true),
             _ => Some(false),
         });
         if ready != Some(true) {
-            bail!("the tracker does not answer: {}", daemon.log());
+            bail!("the tracker does not answer: {}", self.log());
         }
-        Ok(daemon)
+        Ok(())
     }
 
     /// Its process.
@@ -83,11 +105,49 @@ impl Daemon {
         serde_json::from_str(&said.out).with_context(|| format!("understand `{}`", said.out))
     }
 
+    /// The container of this id, or what stands for a mount ns or a pid, if it is known at all: its latest run.
+    pub fn find(&self, id: &str) -> Option<Value> {
+        let containers = self.ask_json(&["ps", "--all", "-o", "json"]).ok()?;
+        containers.as_array()?.iter().find(|container| container["id"] == id).cloned()
+    }
+
+    /// The container of this id, when it is in this state.
+    pub fn in_state(&self, id: &str, state: &str) -> Option<Value> {
+        self.find(id).filter(|container| container["state"] == state)
+    }
+
+    /// The lines of `tracker sources` about one source.
+    pub fn sources(&self, source: &str) -> Result<Vec<Value>> {
+        let lines = self.ask_json(&["sources", "-o", "json"])?;
+        let lines = lines.as_array().with_context(|| format!("a list, not {lines}"))?;
+        Ok(lines.iter().filter(|line| line["source"] == source).cloned().collect())
+    }
+
+    /// The sum of a counter or gauge over all its labels, as `/metrics` has it.
+    pub fn metric(&self, name: &str) -> Result<f64> {
+        let mut stream = UnixStream::connect(self.socket()).context("connect to the tracker")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: tracker\r\nconnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).context("read the metrics")?;
+        let mut values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name)).peekable();
+        values.peek().with_context(|| format!("find `{name}` in: {text}"))?;
+        Ok(values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+    }
+
     /// Ends it as an operator does, and returns its exit code.
     pub fn stop(mut self) -> Result<Option<i32>> {
         self.process.signal(Signal::SIGTERM)?;
         Ok(self.process.wait(PATIENCE)?.code())
     }
+}
+
+/// Starts `tracker run` with what lies in `directory`.
+fn run(wrapper: &[OsString], program: &Path, directory: &Path) -> Result<Process> {
+    let mut words = wrapper.iter().map(OsString::as_os_str).chain([program.as_os_str()]);
+    let mut command = Command::new(words.next().expect("the program at least"));
+    command.args(words).arg("--socket").arg(directory.join("sock")).arg("run");
+    command.arg("--config").arg(directory.join("config.toml"));
+    Process::start(&mut command, &directory.join("log"))
 }
 
 /// Runs a command of the tracker against a socket, whether somebody answers there or not.

@@ -16,6 +16,7 @@ pub mod bundle;
 pub mod containerd;
 pub mod daemon;
 pub mod demo;
+pub mod house;
 pub mod process;
 pub mod runc;
 

@@ -1,0 +1,85 @@
+//! A private runtime, a root file system, and a daemon that is told of nothing else: what a test of the whole tracker
+//! lives in. The kernel shows every container of the machine to every tracker, so ids carry the test's own name.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::bundle::{Bundle, RootFs};
+use crate::runc::{Container, Kind, Runtime};
+
+/// Long enough that nothing is let go on a machine that does other things as well.
+pub const PATIENT: Duration = Duration::from_secs(10);
+
+/// The place.
+pub struct House {
+    temp: TempDir,
+    root: RootFs,
+    runtime: Runtime,
+}
+
+impl House {
+    /// One with a private copy of this runtime.
+    pub fn new(kind: Kind) -> Result<House> {
+        let temp = tempfile::Builder::new().prefix("house-").tempdir().context("create a directory for a test")?;
+        // Other users are to come in where a test has any.
+        fs::set_permissions(temp.path(), fs::Permissions::from_mode(0o755)).context("open a directory to others")?;
+        let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(kind, temp.path())?);
+        Ok(House { temp, root, runtime })
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.temp.path().join(name)
+    }
+
+    /// Its directory.
+    pub fn directory(&self) -> &Path {
+        self.temp.path()
+    }
+
+    /// Its root file system.
+    pub fn root(&self) -> &RootFs {
+        &self.root
+    }
+
+    /// Its runtime.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// The configuration (TOML) of a tracker that holds this runtime's starts for at most `budget`, and looks nowhere
+    /// else; `more` are further sections.
+    pub fn config(&self, budget: Duration, more: &str) -> String {
+        let containerd = if more.contains("[containerd]") { "" } else { "[containerd]\nenabled = false\n" };
+        format!(
+            "[barrier]\nbudget-ms = {}\nruntimes = [{:?}]\nknown-paths = false\nlearn = false\n\
+             [proc]\nroots = [{:?}]\nusual-roots = false\n{containerd}{more}",
+            budget.as_millis(),
+            self.runtime.program(),
+            self.runtime.root(),
+        )
+    }
+
+    /// A bundle that sleeps for longer than any test takes.
+    pub fn bundle(&self, id: &str) -> Result<Bundle> {
+        self.bundle_with(id, &["sleep", "1000"], |_| ())
+    }
+
+    /// A bundle of another entrypoint and with another config.
+    pub fn bundle_with(&self, id: &str, arguments: &[&str], change: impl FnOnce(&mut Value)) -> Result<Bundle> {
+        Bundle::create_with(self.temp.path(), id, &self.root, arguments, change)
+    }
+
+    /// A running container that sleeps: `create`, then `start`.
+    pub fn started(&self, id: &str) -> Result<Container<'_>> {
+        let container = self.runtime.create(&self.bundle(id)?, id)?;
+        container.start()?;
+        Ok(container)
+    }
+}
