@@ -63,7 +63,7 @@ const KIND_FUNC_PROTO: u32 = 13;
 
 /// Finds the fields of [`Layout::FIELDS`].
 pub fn find(bytes: &[u8]) -> Result<Found, BtfError> {
-    let btf = Btf::index(bytes)?;
+    let btf = Btf::index(bytes, Layout::FIELDS)?;
     let mut layout = Layout::UNKNOWN;
     let (mut missing, mut absent) = (Vec::new(), Vec::new());
     for (place, field) in Layout::FIELDS.iter().enumerate() {
@@ -81,6 +81,17 @@ pub fn find(bytes: &[u8]) -> Result<Found, BtfError> {
         _ => {}
     }
     Ok(Found { layout, exit_tells_group_dead: btf.exit_tells_group_dead(), absent })
+}
+
+/// Finds the byte offset of each of these fields.
+pub fn offsets<const N: usize>(bytes: &[u8], fields: [Field; N]) -> Result<[u64; N], BtfError> {
+    let btf = Btf::index(bytes, &fields)?;
+    let found = fields.map(|field| btf.offset(&field).map(u64::from));
+    let missing: Vec<Field> = fields.into_iter().zip(found).filter(|(_, at)| at.is_none()).map(|(f, _)| f).collect();
+    if !missing.is_empty() {
+        return Err(BtfError::Missing(missing));
+    }
+    Ok(found.map(|offset| offset.expect("missing ones were refused")))
 }
 
 /// Bytes, where each type starts in them, and where the wanted names are.
@@ -111,7 +122,7 @@ struct Type {
 }
 
 impl<'a> Btf<'a> {
-    fn index(bytes: &'a [u8]) -> Result<Self, BtfError> {
+    fn index(bytes: &'a [u8], fields: &[Field]) -> Result<Self, BtfError> {
         let number = |at: usize| u32_at(bytes, at).ok_or(BtfError::Header);
         if bytes.first_chunk().map(|magic| u16::from_ne_bytes(*magic)) != Some(MAGIC) {
             return Err(BtfError::Header);
@@ -125,7 +136,7 @@ impl<'a> Btf<'a> {
         let strings = section(number(16)?, number(20)?).ok_or(BtfError::Header)?;
 
         let mut wanted: HashMap<&'static str, Vec<u32>> = HashMap::new();
-        for field in Layout::FIELDS {
+        for field in fields {
             wanted.entry(field.structure).or_default();
         }
         let mut btf = Btf { types, strings, starts: vec![0], wanted, exit_typedef: None };
@@ -312,6 +323,18 @@ mod tests {
         assert_eq!((found.layout.nsproxy_net_ns, found.layout.signal_oom_mm), (8, 24));
         assert!(found.absent.is_empty() && found.exit_tells_group_dead);
         assert!(!find(&kernel(&[], 2).bytes()).unwrap().exit_tells_group_dead);
+    }
+
+    #[test]
+    fn offsets_of_other_fields_are_found_or_named() {
+        let field = |structure, field| Field { structure, field, need: Need::Must };
+        let mut writer = kernel(&[], 2);
+        writer.structure("linux_binprm", false, &[("file", 1, 0), ("filename", 1, 96 * 8)]);
+        let bytes = writer.bytes();
+        let wanted = [field("linux_binprm", "filename"), field("task_struct", "nsproxy")];
+        assert_eq!(offsets(&bytes, wanted), Ok([96, 0]));
+        let missing = field("linux_binprm", "gone");
+        assert_eq!(offsets(&bytes, [missing, wanted[0]]), Err(BtfError::Missing(vec![missing])));
     }
 
     #[test]

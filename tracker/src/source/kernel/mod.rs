@@ -36,7 +36,7 @@ pub(crate) mod tables;
 
 pub(crate) mod translate;
 
-pub use setup::Machine;
+pub use setup::{Machine, offsets};
 pub use stats::Stats;
 pub use tables::{KnownTable, SlotTable};
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-use tracker_common::layout::Setup;
+use tracker_common::layout::{Field, Need, Setup};
 
 use super::btf::{self, Found};
 use super::{Config, KernelError};
@@ -29,8 +29,7 @@ impl Machine {
     ///
     /// The host is where pid 1 lives: the tracker has to see the host's pid namespace.
     pub fn examine() -> Result<Self, KernelError> {
-        let bytes = fs::read(BTF).map_err(|source| KernelError::NoBtf { path: BTF, source })?;
-        let found = btf::find(&bytes)?;
+        let found = btf::find(&type_information()?)?;
         Ok(Self {
             found,
             host_mntns: host_namespace("mnt")?,
@@ -59,6 +58,17 @@ impl Machine {
             ring_wake_bytes: u64::from(config.ring_bytes / 4),
         }
     }
+}
+
+/// Byte offsets of fields in the running kernel, for probes of one's own: each field as (struct, field), in the kernel's
+/// spelling. One that is missing is an error that names it.
+pub fn offsets<const N: usize>(fields: [(&'static str, &'static str); N]) -> Result<[u64; N], KernelError> {
+    let fields = fields.map(|(structure, field)| Field { structure, field, need: Need::Must });
+    Ok(btf::offsets(&type_information()?, fields)?)
+}
+
+fn type_information() -> Result<Vec<u8>, KernelError> {
+    fs::read(BTF).map_err(|source| KernelError::NoBtf { path: BTF, source })
 }
 
 /// Inode number of a namespace of the host, by its name under `/proc/<pid>/ns`.
