@@ -95,3 +95,10 @@ pub fn demo_runtime() -> Result<PathBuf, String> {
     let path = tracker()?.with_file_name("tracker-demo-runtime");
     if path.is_file() { Ok(path) } else { Err(format!("needs `{}`: `cargo build --package tracker`", path.display())) }
 }
+
+/// An example of the same build, where cargo puts it.
+pub fn example(name: &str) -> Result<PathBuf, String> {
+    let path = tracker()?.with_file_name("examples").join(name);
+    let how = || format!("needs `{}`: `cargo build --package tracker --example {name}`", path.display());
+    path.is_file().then(|| path.clone()).ok_or_else(how)
+}

@@ -203,9 +203,10 @@ pub(crate) struct Program {
     pub(crate) path: PathBuf,
 }
 
-/// Builds the binaries that tests start, and returns the daemon's path. `target`: for this target, not for the host.
+/// Builds the binaries and examples that tests start, and returns the daemon's path; the examples are beside it in
+/// `examples`. `target`: for this target, not for the host.
 pub(crate) fn build_tracker(for_target: Option<&str>) -> Result<PathBuf> {
-    let mut build = cargo(&["build", "--package", "tracker", "--bins"]);
+    let mut build = cargo(&["build", "--package", "tracker", "--bins", "--examples"]);
     let mut directory = target();
     if let Some(name) = for_target {
         build.args(["--target", name]);

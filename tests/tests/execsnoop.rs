@@ -1,0 +1,175 @@
+//! The example tracer names the container on the very first exec of every container, and the host on the host's.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+use tracker_tests::bundle::{Bundle, RootFs};
+use tracker_tests::process::Process;
+use tracker_tests::runc::{Container, Kind as Oci, Runtime};
+use tracker_tests::wait::{PATIENCE, eventually};
+use tracker_tests::{require, requirement};
+
+/// By `create` and `start`: held.
+const HELD: usize = 20;
+/// By `run`, which nothing can hold.
+const RUN: usize = 5;
+
+/// A running `execsnoop` with a tracker of its own inside.
+struct Execsnoop {
+    process: Process,
+    directory: TempDir,
+}
+
+impl Execsnoop {
+    /// Starts it and waits until it watches.
+    fn start(config: &str, options: &[&str]) -> Result<Execsnoop> {
+        let program = requirement::example("execsnoop").map_err(anyhow::Error::msg)?;
+        let directory = TempDir::new()?;
+        let (file, log) = (directory.path().join("config.toml"), directory.path().join("log"));
+        fs::write(&file, config)?;
+        let process = Process::start(Command::new(program).arg("--config").arg(&file).args(options), &log)?;
+        let mut execsnoop = Execsnoop { process, directory };
+        eventually("execsnoop watches", || {
+            assert!(execsnoop.process.ended().is_ok_and(|ended| ended.is_none()), "{}", execsnoop.said());
+            execsnoop.said().contains("execsnoop: watching").then_some(())
+        });
+        Ok(execsnoop)
+    }
+
+    /// All that it has printed.
+    fn said(&self) -> String {
+        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
+    }
+
+    /// Ends it as a person does; what happened before is printed by then.
+    fn stop(mut self) -> Result<String> {
+        self.process.signal(Signal::SIGINT)?;
+        let status = self.process.wait(PATIENCE)?;
+        let said = self.said();
+        assert!(status.success(), "{status}: {said}");
+        assert!(said.contains(" 0 lost"), "{said}");
+        Ok(said)
+    }
+}
+
+/// A tracker that knows of one runtime, and can learn a container's name from nothing but its start.
+fn config(runtime: &Runtime) -> String {
+    // The budget is for a machine that does other things as well.
+    format!(
+        "[barrier]\nruntimes = [{:?}]\nknown-paths = false\nlearn = false\nbudget-ms = 5000\n\
+         [proc]\nusual-roots = false\n[containerd]\nenabled = false\n",
+        runtime.program()
+    )
+}
+
+/// The mount ns of a process that lives.
+fn mount_ns(pid: u32) -> Result<u64> {
+    let path = format!("/proc/{pid}/ns/mnt");
+    Ok(fs::metadata(&path).with_context(|| format!("look at `{path}`"))?.ino())
+}
+
+/// What the test made: the id by pid and mount ns of the init.
+#[derive(Default)]
+struct Truth(HashMap<(u64, u64), String>);
+
+impl Truth {
+    fn note(&mut self, container: &Container<'_>) -> Result<()> {
+        let key = (container.pid().into(), mount_ns(container.pid())?);
+        self.0.insert(key, container.id().to_owned());
+        Ok(())
+    }
+}
+
+#[test]
+fn the_first_exec_of_every_container_names_it() -> Result<()> {
+    require!(Oci::Runc.requirement(), requirement::example("execsnoop"));
+    let temp = TempDir::new()?;
+    let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(Oci::Runc, temp.path())?);
+    let execsnoop = Execsnoop::start(&config(&runtime), &["-o", "json"])?;
+
+    let mut truth = Truth::default();
+    for number in 0..HELD {
+        let id = format!("held-{number}");
+        let container = runtime.create(&Bundle::create(temp.path(), &id, &root, &["true"])?, &id)?;
+        truth.note(&container)?;
+        container.start()?;
+        // Deleted at once: the next one may get the same mount ns number.
+    }
+    let mut alive = Vec::new();
+    for number in 0..RUN {
+        let id = format!("run-{number}");
+        // Lives until it has been looked at.
+        let container = runtime.run(&Bundle::create(temp.path(), &id, &root, &["sleep", "100"])?, &id)?;
+        truth.note(&container)?;
+        alive.push(container);
+    }
+    let mut hosts = Vec::new();
+    for _ in 0..RUN {
+        let mut child = Command::new("true").stdin(Stdio::null()).spawn()?;
+        hosts.push(u64::from(child.id()));
+        child.wait()?;
+    }
+    let said = execsnoop.stop()?;
+    drop(alive);
+
+    let mut first: HashMap<(u64, u64), Value> = HashMap::new();
+    for line in said.lines().filter(|line| line.starts_with('{')) {
+        let line: Value = serde_json::from_str(line).with_context(|| format!("understand `{line}`"))?;
+        let number = |field: &str| line[field].as_u64().with_context(|| format!("`{field}` in {line}"));
+        first.entry((number("pid")?, number("mntns")?)).or_insert(line);
+    }
+    let mut wrong = Vec::new();
+    for (key, id) in &truth.0 {
+        match first.get(key) {
+            Some(line) if line["answer"] == "container" && line["container"]["id"] == id.as_str() => {
+                assert!(line["filename"].as_str().is_some_and(|name| name.starts_with("/bin/")), "{line}");
+            }
+            line => wrong.push(format!("{id}: {line:?}")),
+        }
+    }
+    let host_ns = mount_ns(std::process::id())?;
+    for pid in hosts {
+        match first.get(&(pid, host_ns)) {
+            Some(line) if line["answer"] == "host" && line["container"].is_null() => {}
+            line => wrong.push(format!("`true` on the host: {line:?}")),
+        }
+    }
+    assert_eq!(truth.0.len(), HELD + RUN, "each has a pid of its own");
+    assert!(wrong.is_empty(), "{} wrong:\n{}", wrong.len(), wrong.join("\n"));
+    Ok(())
+}
+
+#[test]
+fn nothing_in_a_name_reaches_the_terminal() -> Result<()> {
+    require!(requirement::root(), requirement::program("busybox"), requirement::example("execsnoop"));
+    let temp = TempDir::new()?;
+    let hostile = temp.path().join("a\n\x1b[2J\u{202e}b");
+    fs::copy(requirement::program("busybox").map_err(anyhow::Error::msg)?, &hostile)?;
+    let execsnoop = Execsnoop::start("[barrier]\nenabled = false\n", &[])?;
+    let pid = execute(&hostile)?;
+    let said = execsnoop.stop()?;
+    let line = said.lines().find(|line| line.split_whitespace().any(|word| word == pid.to_string()));
+    let line = line.with_context(|| format!("a line of process {pid} in {said}"))?;
+    assert!(line.ends_with(r"/a\n\u{1b}[2J\u{202e}b"), "{line}");
+    assert!(line.split_whitespace().nth(1) == Some("host"), "{line}");
+    assert!(!said.contains('\x1b'), "{said}");
+    Ok(())
+}
+
+/// Executes a program and returns the pid that it had.
+fn execute(program: &Path) -> Result<u32> {
+    // Just written: somebody who was forked meanwhile may still have it open for writing.
+    let mut child = eventually("the program can be executed", || {
+        Command::new(program).arg("true").stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().ok()
+    });
+    let pid = child.id();
+    child.wait()?;
+    Ok(pid)
+}
