@@ -46,7 +46,7 @@ impl Probes {
     /// Loads and runs them. What was there before is made known to them first.
     pub fn start() -> Result<Probes> {
         let kernel = load(&Config::default())?;
-        Scanner::new(Ok(kernel.machine()), Some(&kernel))?.scan()?;
+        Scanner::new(Ok(kernel.machine()), Some(&kernel))?;
         Probes::run(kernel)
     }
 

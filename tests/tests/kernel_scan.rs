@@ -122,6 +122,8 @@ fn a_fork_between_attaching_and_scanning_is_put_right_by_the_scan() -> Result<()
     let found = births.iter().find(|birth| birth.namespaces.mnt == kernel::namespace(task.pid, "mnt").unwrap_or(0));
     assert_eq!(found.context("the scan finds the container")?.task.pid, task.pid, "not its child {inner}");
     let probes = Probes::run(kernel)?;
+    let superseded = || probes.stats.superseded.load(std::sync::atomic::Ordering::Relaxed) > 0;
+    wait::eventually("the record of the fork", || superseded().then_some(()));
     old.go()?;
     old.wait()?;
     let life = probes.life(task.pid);

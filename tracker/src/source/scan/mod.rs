@@ -91,8 +91,9 @@ impl std::fmt::Debug for Scanner {
 }
 
 impl Scanner {
-    /// A scanner with the task iterator if it loads, else with `/proc`. With the probes it also makes known to them what
-    /// was there before, so that a fork in an old container is not taken for a birth.
+    /// A scanner with the task iterator if it loads, else with `/proc`. With the probes it makes known to them, at
+    /// once, what was there before, so that a fork in an old container is not taken for a birth: to be called before
+    /// [`Kernel::run`].
     pub fn new(machine: Result<&Machine, KernelError>, probes: Option<&Kernel>) -> Result<Self, KernelError> {
         let tables = probes.map(|kernel| Ok::<_, KernelError>((kernel.known()?, kernel.slots()?))).transpose()?;
         let host_mntns = match &machine {
@@ -100,14 +101,14 @@ impl Scanner {
             Err(_) => host_namespace("mnt")?,
         };
         let v2 = machine.as_ref().map_or(true, |machine| machine.hierarchy == 0);
-        Ok(Self {
-            iterator: machine.and_then(TaskIterator::load),
-            tables,
-            v2,
-            host_mntns,
-            corrections: 0,
-            first_done: false,
-        })
+        let iterator = machine.and_then(TaskIterator::load);
+        let mut scanner = Self { iterator, tables, v2, host_mntns, corrections: 0, first_done: false };
+        if scanner.tables.is_some()
+            && let Err(error) = scanner.scan()
+        {
+            tracing::warn!(%error, "what was there before the probes is not known to them yet");
+        }
+        Ok(scanner)
     }
 
     /// A scanner that reads `/proc` alone.
