@@ -8,10 +8,14 @@
 //! in a mount namespace. They are joined by the identity of the init process or of the process that made it, never by a
 //! number alone and never by who spoke first, so the same facts give the same containers in whatever order they come.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
-use std::sync::Arc;
-use std::time::Duration;
+mod claims;
+mod shown;
+mod tombstones;
 
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use self::tombstones::tombstone_bytes;
 use super::config::Config;
 use super::door::HeldStep;
 use super::journal::{Event, Line};
@@ -19,7 +23,7 @@ use super::merge::{self, CgroupSeen, Context, Provenance};
 use super::run::{Run, Statements};
 use super::view::{Host, Row};
 use crate::container::{Container, ContainerKey, Domain, Grade, Str, TaskId};
-use crate::fact::{Birth, End, Execution, Fact, Source, SourceSet, Statement, What};
+use crate::fact::{Birth, Fact, Source, SourceSet, What};
 use crate::time::BootTime;
 
 /// A row as it was and as it is.
@@ -83,11 +87,6 @@ struct Claim {
 
 /// Cgroups whose path is remembered.
 const MAX_CGROUPS: usize = 16_384;
-/// A rough size of a tombstone without its maps: the row, the run, its index entries.
-const TOMBSTONE_BASE_BYTES: usize = 2_048;
-/// How long an announced container may take to come to life before it is forgotten.
-const ANNOUNCED_FOR: Duration = Duration::from_secs(600);
-
 impl State {
     pub(crate) fn new(config: Config, host: Host) -> Self {
         State {
@@ -178,271 +177,6 @@ impl State {
         }
         Some(run)
     }
-
-    // ---- what the kernel shows
-
-    fn born(&mut self, source: Source, at: BootTime, birth: Birth, event: Event) -> Option<u64> {
-        let known = birth.generation.and_then(|generation| self.by_generation.get(&generation).copied());
-        let of_task = self.by_task.get(&birth.task).copied();
-        let made = birth.parent.and_then(|parent| self.by_creator.get(&parent).copied());
-        let made = made.filter(|run| self.runs[run].task.is_none_or(|task| task == birth.task));
-        let unproven = self.by_unproven_task.get(&birth.task).copied();
-        let proven = unproven.filter(|run| self.runs[run].keys.iter().all(|key| admits(key.domain, Some(&birth))));
-        let run = match known.or(of_task).or(made).or(proven) {
-            Some(run) => run,
-            None if !self.admits_unvouched(birth.uid) => {
-                self.counts.unvouched_refused += 1;
-                return None;
-            }
-            None => {
-                let run = self.new_run(at);
-                *self.unvouched_by_uid.entry(birth.uid).or_default() += 1;
-                self.run(run).unvouched_uid = Some(birth.uid);
-                run
-            }
-        };
-        let seen_live = event != Event::Scanned && source == Source::Kernel && self.runs[&run].shown.birth.is_none();
-        self.tell(run, source, at, event);
-        let run = self.join(run, of_task);
-        let run = self.join(run, made);
-        let run = self.join(run, proven);
-        self.show(run, birth);
-        let shown = &mut self.run(run).shown;
-        shown.seen_live |= seen_live;
-        if birth.executed {
-            shown.executed_at.get_or_insert(BootTime::ZERO);
-        }
-        Some(run)
-    }
-
-    fn executed(&mut self, source: Source, at: BootTime, execution: Execution) {
-        let event = Event::Executed { by_init: execution.by_init };
-        // What another process than init shows is not a picture of the container's init.
-        let known = execution.task.generation.and_then(|generation| self.by_generation.get(&generation).copied());
-        let run = match known.filter(|_| !execution.by_init) {
-            Some(run) => {
-                self.tell(run, source, at, event);
-                return;
-            }
-            None => self.born(source, at, Birth { executed: execution.by_init, ..execution.task }, event),
-        };
-        if let Some(run) = run.filter(|_| execution.by_init) {
-            let executed_at = &mut self.run(run).shown.executed_at;
-            // The first one counts; one that a scan inferred has no time.
-            *executed_at = match *executed_at {
-                Some(first) if first != BootTime::ZERO => Some(first.min(at)),
-                _ => Some(at),
-            };
-        }
-    }
-
-    fn ended(&mut self, source: Source, at: BootTime, end: End) {
-        let Some(run) = self.by_task.get(&end.task).copied() else {
-            return;
-        };
-        let shown = &mut self.run(run).shown;
-        // A scan may have missed it first, without knowing how it ended.
-        shown.ended = match shown.ended {
-            Some((missed_at, None)) => Some((missed_at.min(at), Some(end.exit))),
-            Some(ended) => Some(ended),
-            None => Some((at, Some(end.exit))),
-        };
-        self.tell(run, source, at, Event::Ended(end.exit));
-    }
-
-    /// Compares what is alive with what the state believes, and corrects the state.
-    fn scanned(&mut self, source: Source, at: BootTime, births: &[Birth]) {
-        let before: HashSet<u64> = self.runs.keys().copied().collect();
-        let alive: HashSet<u64> =
-            births.iter().filter_map(|birth| self.born(source, at, *birth, Event::Scanned)).collect();
-        let first_scan = before.is_empty();
-        if !first_scan && self.live.contains(Source::Kernel) {
-            // Whoever was born after the scan was read is not new to the probes, only not yet told.
-            self.counts.corrections += alive.difference(&before).count() as u64;
-        }
-        let tasks: HashSet<TaskId> = births.iter().map(|birth| birth.task).collect();
-        let started_before = |task: TaskId| BootTime((task.start_ticks + 1).saturating_mul(10_000_000)) < at;
-        let gone: Vec<u64> = self
-            .runs
-            .values()
-            .filter(|run| run.task.is_some_and(|task| started_before(task) && !tasks.contains(&task)))
-            .filter(|run| run.shown.birth.is_none_or(|birth| birth.born_at < at))
-            .map(|run| run.instance)
-            .collect();
-        for run in gone {
-            if self.runs[&run].shown.ended.is_none() {
-                self.run(run).shown.ended = Some((at, None));
-                self.counts.corrections += 1;
-                self.tell(run, source, at, Event::Missing);
-            }
-            // Others of its mount namespace may live on; they were found under its generation.
-            if !alive.contains(&run) && self.runs[&run].shown.gone_at.is_none() && self.is_open(run) {
-                self.run(run).shown.gone_at = Some(at);
-                self.tell(run, source, at, Event::Gone);
-            }
-        }
-    }
-
-    /// Puts a picture of the kernel's into a run, and closes whoever had its numbers before.
-    fn show(&mut self, run: u64, birth: Birth) {
-        if self.runs[&run].task.is_none() {
-            self.set_task(run, birth.task);
-        }
-        let shown = &mut self.run(run).shown;
-        // The namespace's init is what it was born on; who lives on after it is not a picture of it.
-        if shown.birth.is_some_and(|former| former.task != birth.task && former.born_at <= birth.born_at) {
-            return;
-        }
-        shown.show(birth);
-        let born_at = shown.birth.map_or(birth.born_at, |birth| birth.born_at);
-        if let Some(generation) = birth.generation {
-            self.by_generation.insert(generation, run);
-        }
-        if let Some(parent) = birth.parent {
-            let children = self.by_parent.entry(parent).or_default();
-            if !children.contains(&run) {
-                children.push(run);
-            }
-        }
-        self.succeed(run, birth.namespaces.mnt, born_at);
-    }
-
-    /// A mount namespace's number is on `run` since `born_at`: whoever had it before has gone by then.
-    fn succeed(&mut self, run: u64, mntns: u32, born_at: BootTime) {
-        let before =
-            self.by_mntns.get(&mntns).copied().filter(|before| *before != run && self.runs.contains_key(before));
-        let Some(other) = before else {
-            self.by_mntns.insert(mntns, run);
-            return;
-        };
-        let other_born_at = self.runs[&other].shown.birth.map_or(BootTime::ZERO, |birth| birth.born_at);
-        let (old, close_at) = if other_born_at <= born_at { (other, born_at) } else { (run, other_born_at) };
-        let gone_at = &mut self.run(old).shown.gone_at;
-        *gone_at = Some(gone_at.map_or(close_at, |gone_at| gone_at.min(close_at)));
-        if old == other {
-            self.by_mntns.insert(mntns, run);
-        }
-    }
-
-    fn admits_unvouched(&self, uid: u32) -> bool {
-        let share = self.config.max_containers / 8;
-        let of_all: usize = self.unvouched_by_uid.values().sum();
-        let of_uid = self.unvouched_by_uid.get(&uid).copied().unwrap_or(0);
-        of_all < share && (uid == 0 || of_uid < share / 4)
-    }
-
-    // ---- what sources state
-
-    fn stated(&mut self, source: Source, at: BootTime, key: ContainerKey, statement: Arc<Statement>) {
-        let run = match (statement.task, statement.creator) {
-            (None, None) => {
-                let claim = self.claims.entry(key.clone()).or_default();
-                claim.statements.put(source, at, statement);
-                let runs = claim.runs.clone();
-                runs.iter().for_each(|run| self.touch(*run));
-                match self.latest(&key) {
-                    Some(run) => run,
-                    None => self.new_claimed_run(&key, at),
-                }
-            }
-            (task, creator) => {
-                let run = self.claimed_run(&key, at, task, creator);
-                if self.run(run).statements.put(source, at, Arc::clone(&statement)) {
-                    self.touch(run);
-                }
-                run
-            }
-        };
-        self.tell(run, source, at, Event::Stated);
-    }
-
-    /// The run of `key` with this init process or maker; joins what turns out to be the same, makes one where none is.
-    fn claimed_run(&mut self, key: &ContainerKey, at: BootTime, task: Option<TaskId>, creator: Option<TaskId>) -> u64 {
-        let own = |state: &Self, wanted: &dyn Fn(&Run) -> bool| {
-            state.claims.get(key)?.runs.iter().copied().find(|run| wanted(&state.runs[run]))
-        };
-        let with_task = task.and_then(|task| self.by_task.get(&task).copied());
-        let with_task = with_task.filter(|run| {
-            let admitted = admits(key.domain, self.runs[run].shown.birth.as_ref());
-            self.counts.foreign_claims += u64::from(!admitted);
-            admitted
-        });
-        let with_creator = creator.and_then(|creator| self.by_creator.get(&creator).copied());
-        let child = creator.and_then(|creator| self.by_parent.get(&creator)?.first().copied());
-        let child = child.filter(|run| {
-            let run = &self.runs[run];
-            admits(key.domain, run.shown.birth.as_ref()) && run.creator.is_none()
-        });
-        // A container that was only announced has come to life.
-        let announced =
-            own(self, &|run: &Run| run.task.is_none() && run.creator.is_none() && run.unproven_task.is_none());
-        let waiting = || {
-            task?;
-            own(self, &|run: &Run| {
-                run.task.is_none() && run.aborted.is_none() && run.creator.is_none_or(|made| Some(made) == creator)
-            })
-        };
-        let found = with_task.or(with_creator).or(child).or_else(waiting).or(announced);
-        let mut run = match found {
-            Some(run) => run,
-            None => self.new_run(at),
-        };
-        for same in [with_task, with_creator, child, announced] {
-            run = self.join(run, same);
-        }
-        if let (Some(task), None) = (task, self.runs[&run].task) {
-            match key.domain {
-                Domain::Host => self.set_task(run, task),
-                _ => {
-                    self.run(run).unproven_task = Some(task);
-                    self.by_unproven_task.entry(task).or_insert(run);
-                }
-            }
-        }
-        if let (Some(creator), None) = (creator, self.runs[&run].creator) {
-            self.run(run).creator = Some(creator);
-            self.by_creator.insert(creator, run);
-        }
-        self.add_claim(run, key);
-        run
-    }
-
-    fn withdrawn(&mut self, source: Source, at: BootTime, key: &ContainerKey) {
-        let Some(claim) = self.claims.get_mut(key) else { return };
-        claim.statements.withdraw(source, at);
-        for run in claim.runs.clone() {
-            self.run(run).statements.withdraw(source, at);
-            self.tell(run, source, at, Event::Withdrawn);
-        }
-    }
-
-    fn listed(&mut self, source: Source, at: BootTime, scope: &str, keys: &HashSet<ContainerKey>) {
-        let missing: Vec<ContainerKey> = self
-            .claims
-            .iter()
-            .filter(|(key, _)| &*key.scope == scope && !keys.contains(*key))
-            .filter(|(_, claim)| {
-                let stands = |statements: &Statements| statements.standing().contains(source);
-                stands(&claim.statements) || claim.runs.iter().any(|run| stands(&self.runs[run].statements))
-            })
-            .map(|(key, _)| key.clone())
-            .collect();
-        missing.iter().for_each(|key| self.withdrawn(source, at, key));
-    }
-
-    fn set_live(&mut self, source: Source, live: bool) {
-        if live == self.live.contains(source) {
-            return;
-        }
-        match live {
-            true => self.live.insert(source),
-            false => self.live.remove(source),
-        }
-        let all: Vec<u64> = self.runs.keys().copied().collect();
-        all.into_iter().for_each(|run| self.touch(run));
-    }
-
-    // ---- runs
 
     fn new_run(&mut self, at: BootTime) -> u64 {
         let instance = self.next_instance;
@@ -629,8 +363,6 @@ impl State {
         }
     }
 
-    // ---- out
-
     /// Derives what the applied facts changed, and gives each change its sequence number.
     pub(crate) fn settle(&mut self) -> Vec<RowChange> {
         let mut changes = Vec::new();
@@ -663,14 +395,6 @@ impl State {
         changes
     }
 
-    fn schedule(&mut self, instance: u64, row: &Row) {
-        if let Some(expiry) = self.expiry(row)
-            && self.expiries.insert((expiry, instance))
-        {
-            self.tombstone_bytes += tombstone_bytes(row);
-        }
-    }
-
     fn index(&mut self, instance: u64, row: &Row) {
         self.schedule(instance, row);
         if let Some(id) = row.container.cgroup.id {
@@ -692,85 +416,6 @@ impl State {
             merge::derive(run, container, context, provenance);
         }
         Some(row)
-    }
-
-    /// When a row that is over may be forgotten, as far as the row tells.
-    fn expiry(&self, row: &Row) -> Option<BootTime> {
-        let container = &row.container;
-        let linger = self.config.linger();
-        let add = |at: BootTime, time: Duration| BootTime(at.0.saturating_add(time.as_nanos() as u64));
-        match (container.state.is_over(), container.task) {
-            // While its last processes have not gone, its numbers are its own; ten times the linger bounds that.
-            (true, Some(_)) if row.here.is_open() => container.exited_at.map(|at| add(at, linger * 10)),
-            (true, Some(_)) => Some(add(row.here.closed.max(container.exited_at.unwrap_or_default()), linger)),
-            (true, None) => Some(add(row.here.opened.max(container.exited_at.unwrap_or_default()), linger)),
-            (false, None) => Some(add(row.here.opened, ANNOUNCED_FOR)),
-            (false, Some(_)) => None,
-        }
-    }
-
-    /// The next moment at which [`State::expire`] has something to do.
-    pub(crate) fn next_expiry(&self) -> Option<BootTime> {
-        self.expiries.first().map(|(at, _)| *at)
-    }
-
-    /// Forgets what has been over for long enough, and the oldest of that where it is too much.
-    pub(crate) fn expire(&mut self, now: BootTime) {
-        loop {
-            let Some((at, instance)) = self.expiries.first().copied() else { return };
-            let crowded = self.tombstone_bytes > self.config.tombstone_bytes;
-            if at > now && !crowded {
-                return;
-            }
-            self.expiries.remove(&(at, instance));
-            let Some(row) = self.runs.get(&instance).and_then(|run| run.row.clone()) else { continue };
-            self.tombstone_bytes -= tombstone_bytes(&row);
-            if self.is_vouched_elsewhere(instance) && !crowded {
-                continue;
-            }
-            self.counts.tombstones_evicted += u64::from(at > now);
-            self.bury(instance);
-        }
-    }
-
-    /// Whether a runtime still lists the container whose latest run this is.
-    fn is_vouched_elsewhere(&self, instance: u64) -> bool {
-        let run = &self.runs[&instance];
-        let runtime = |set: SourceSet| {
-            set.iter().any(|source| !matches!(source, Source::Kernel | Source::Barrier | Source::Proc))
-        };
-        run.keys.iter().any(|key| {
-            self.latest(key) == Some(instance)
-                && (runtime(run.statements.standing())
-                    || self.claims.get(key).is_some_and(|claim| runtime(claim.statements.standing())))
-        })
-    }
-
-    fn bury(&mut self, instance: u64) {
-        self.count_missing_witnesses(instance);
-        let run = self.forget(instance);
-        for key in run.keys {
-            if let Some(claim) = self.claims.get_mut(&key) {
-                claim.runs.retain(|run| *run != instance);
-                if claim.runs.is_empty() {
-                    self.claims.remove(&key);
-                }
-            }
-        }
-    }
-
-    fn count_missing_witnesses(&mut self, instance: u64) {
-        let run = &self.runs[&instance];
-        let Some(row) = run.row.as_ref().filter(|row| row.container.kind.is_vouched_for()) else { return };
-        let container = &row.container;
-        let mut missed = container.awaiting;
-        if container.task.is_some() && !run.shown.seen_live && container.grade != Some(Grade::Observed) {
-            missed.insert(Source::Kernel);
-        }
-        if run.shown.seen_live && !container.is_stated_by(Source::Barrier) && self.live.contains(Source::Barrier) {
-            missed.insert(Source::Barrier);
-        }
-        missed.iter().for_each(|source| self.counts.missed_by[source as usize] += 1);
     }
 
     /// A run as it is published.
@@ -812,12 +457,6 @@ fn admits(domain: Domain, birth: Option<&Birth>) -> bool {
         Domain::User(uid) => birth.is_some_and(|birth| birth.uid == uid),
         Domain::Container(_) => false,
     }
-}
-
-fn tombstone_bytes(row: &Row) -> usize {
-    let maps = [&row.container.labels, &row.container.annotations];
-    let of_maps = maps.iter().flat_map(|map| map.iter()).map(|(key, value)| key.len() + value.len() + 64);
-    TOMBSTONE_BASE_BYTES + of_maps.sum::<usize>()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::container::{Cgroup, ContainerId, Exit, Image, Kind, Namespaces, Runtime, State as LifeState, Str};
+use crate::fact::{End, Execution, Statement};
 
 const HOST: Host = Host { namespaces: Namespaces { mnt: 1, net: 2, pid: 3, cgroup: 4, user: 5 }, cgroup_id: 1 };
 

@@ -1,0 +1,122 @@
+//! What sources state: which run a claim is about, and what is withdrawn.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use super::{State, admits};
+use crate::collection::journal::Event;
+use crate::collection::run::{Run, Statements};
+use crate::container::{ContainerKey, Domain, TaskId};
+use crate::fact::{Source, Statement};
+use crate::time::BootTime;
+
+impl State {
+    pub(super) fn stated(&mut self, source: Source, at: BootTime, key: ContainerKey, statement: Arc<Statement>) {
+        let run = match (statement.task, statement.creator) {
+            (None, None) => {
+                let claim = self.claims.entry(key.clone()).or_default();
+                claim.statements.put(source, at, statement);
+                let runs = claim.runs.clone();
+                runs.iter().for_each(|run| self.touch(*run));
+                match self.latest(&key) {
+                    Some(run) => run,
+                    None => self.new_claimed_run(&key, at),
+                }
+            }
+            (task, creator) => {
+                let run = self.claimed_run(&key, at, task, creator);
+                if self.run(run).statements.put(source, at, Arc::clone(&statement)) {
+                    self.touch(run);
+                }
+                run
+            }
+        };
+        self.tell(run, source, at, Event::Stated);
+    }
+
+    /// The run of `key` with this init process or maker; joins what turns out to be the same, makes one where none is.
+    fn claimed_run(&mut self, key: &ContainerKey, at: BootTime, task: Option<TaskId>, creator: Option<TaskId>) -> u64 {
+        let own = |state: &Self, wanted: &dyn Fn(&Run) -> bool| {
+            state.claims.get(key)?.runs.iter().copied().find(|run| wanted(&state.runs[run]))
+        };
+        let with_task = task.and_then(|task| self.by_task.get(&task).copied());
+        let with_task = with_task.filter(|run| {
+            let admitted = admits(key.domain, self.runs[run].shown.birth.as_ref());
+            self.counts.foreign_claims += u64::from(!admitted);
+            admitted
+        });
+        let with_creator = creator.and_then(|creator| self.by_creator.get(&creator).copied());
+        let child = creator.and_then(|creator| self.by_parent.get(&creator)?.first().copied());
+        let child = child.filter(|run| {
+            let run = &self.runs[run];
+            admits(key.domain, run.shown.birth.as_ref()) && run.creator.is_none()
+        });
+        // A container that was only announced has come to life.
+        let announced =
+            own(self, &|run: &Run| run.task.is_none() && run.creator.is_none() && run.unproven_task.is_none());
+        let waiting = || {
+            task?;
+            own(self, &|run: &Run| {
+                run.task.is_none() && run.aborted.is_none() && run.creator.is_none_or(|made| Some(made) == creator)
+            })
+        };
+        let found = with_task.or(with_creator).or(child).or_else(waiting).or(announced);
+        let mut run = match found {
+            Some(run) => run,
+            None => self.new_run(at),
+        };
+        for same in [with_task, with_creator, child, announced] {
+            run = self.join(run, same);
+        }
+        if let (Some(task), None) = (task, self.runs[&run].task) {
+            match key.domain {
+                Domain::Host => self.set_task(run, task),
+                _ => {
+                    self.run(run).unproven_task = Some(task);
+                    self.by_unproven_task.entry(task).or_insert(run);
+                }
+            }
+        }
+        if let (Some(creator), None) = (creator, self.runs[&run].creator) {
+            self.run(run).creator = Some(creator);
+            self.by_creator.insert(creator, run);
+        }
+        self.add_claim(run, key);
+        run
+    }
+
+    pub(super) fn withdrawn(&mut self, source: Source, at: BootTime, key: &ContainerKey) {
+        let Some(claim) = self.claims.get_mut(key) else { return };
+        claim.statements.withdraw(source, at);
+        for run in claim.runs.clone() {
+            self.run(run).statements.withdraw(source, at);
+            self.tell(run, source, at, Event::Withdrawn);
+        }
+    }
+
+    pub(super) fn listed(&mut self, source: Source, at: BootTime, scope: &str, keys: &HashSet<ContainerKey>) {
+        let missing: Vec<ContainerKey> = self
+            .claims
+            .iter()
+            .filter(|(key, _)| &*key.scope == scope && !keys.contains(*key))
+            .filter(|(_, claim)| {
+                let stands = |statements: &Statements| statements.standing().contains(source);
+                stands(&claim.statements) || claim.runs.iter().any(|run| stands(&self.runs[run].statements))
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        missing.iter().for_each(|key| self.withdrawn(source, at, key));
+    }
+
+    pub(super) fn set_live(&mut self, source: Source, live: bool) {
+        if live == self.live.contains(source) {
+            return;
+        }
+        match live {
+            true => self.live.insert(source),
+            false => self.live.remove(source),
+        }
+        let all: Vec<u64> = self.runs.keys().copied().collect();
+        all.into_iter().for_each(|run| self.touch(run));
+    }
+}

@@ -1,0 +1,161 @@
+//! What the kernel shows: births, execs, ends, and scans of what is alive.
+
+use std::collections::HashSet;
+
+use super::{State, admits};
+use crate::collection::journal::Event;
+use crate::container::TaskId;
+use crate::fact::{Birth, End, Execution, Source};
+use crate::time::BootTime;
+
+impl State {
+    pub(super) fn born(&mut self, source: Source, at: BootTime, birth: Birth, event: Event) -> Option<u64> {
+        let known = birth.generation.and_then(|generation| self.by_generation.get(&generation).copied());
+        let of_task = self.by_task.get(&birth.task).copied();
+        let made = birth.parent.and_then(|parent| self.by_creator.get(&parent).copied());
+        let made = made.filter(|run| self.runs[run].task.is_none_or(|task| task == birth.task));
+        let unproven = self.by_unproven_task.get(&birth.task).copied();
+        let proven = unproven.filter(|run| self.runs[run].keys.iter().all(|key| admits(key.domain, Some(&birth))));
+        let run = match known.or(of_task).or(made).or(proven) {
+            Some(run) => run,
+            None if !self.admits_unvouched(birth.uid) => {
+                self.counts.unvouched_refused += 1;
+                return None;
+            }
+            None => {
+                let run = self.new_run(at);
+                *self.unvouched_by_uid.entry(birth.uid).or_default() += 1;
+                self.run(run).unvouched_uid = Some(birth.uid);
+                run
+            }
+        };
+        let seen_live = event != Event::Scanned && source == Source::Kernel && self.runs[&run].shown.birth.is_none();
+        self.tell(run, source, at, event);
+        let run = self.join(run, of_task);
+        let run = self.join(run, made);
+        let run = self.join(run, proven);
+        self.show(run, birth);
+        let shown = &mut self.run(run).shown;
+        shown.seen_live |= seen_live;
+        if birth.executed {
+            shown.executed_at.get_or_insert(BootTime::ZERO);
+        }
+        Some(run)
+    }
+
+    pub(super) fn executed(&mut self, source: Source, at: BootTime, execution: Execution) {
+        let event = Event::Executed { by_init: execution.by_init };
+        // What another process than init shows is not a picture of the container's init.
+        let known = execution.task.generation.and_then(|generation| self.by_generation.get(&generation).copied());
+        let run = match known.filter(|_| !execution.by_init) {
+            Some(run) => {
+                self.tell(run, source, at, event);
+                return;
+            }
+            None => self.born(source, at, Birth { executed: execution.by_init, ..execution.task }, event),
+        };
+        if let Some(run) = run.filter(|_| execution.by_init) {
+            let executed_at = &mut self.run(run).shown.executed_at;
+            // The first one counts; one that a scan inferred has no time.
+            *executed_at = match *executed_at {
+                Some(first) if first != BootTime::ZERO => Some(first.min(at)),
+                _ => Some(at),
+            };
+        }
+    }
+
+    pub(super) fn ended(&mut self, source: Source, at: BootTime, end: End) {
+        let Some(run) = self.by_task.get(&end.task).copied() else {
+            return;
+        };
+        let shown = &mut self.run(run).shown;
+        // A scan may have missed it first, without knowing how it ended.
+        shown.ended = match shown.ended {
+            Some((missed_at, None)) => Some((missed_at.min(at), Some(end.exit))),
+            Some(ended) => Some(ended),
+            None => Some((at, Some(end.exit))),
+        };
+        self.tell(run, source, at, Event::Ended(end.exit));
+    }
+
+    /// Compares what is alive with what the state believes, and corrects the state.
+    pub(super) fn scanned(&mut self, source: Source, at: BootTime, births: &[Birth]) {
+        let before: HashSet<u64> = self.runs.keys().copied().collect();
+        let alive: HashSet<u64> =
+            births.iter().filter_map(|birth| self.born(source, at, *birth, Event::Scanned)).collect();
+        let first_scan = before.is_empty();
+        if !first_scan && self.live.contains(Source::Kernel) {
+            // Whoever was born after the scan was read is not new to the probes, only not yet told.
+            self.counts.corrections += alive.difference(&before).count() as u64;
+        }
+        let tasks: HashSet<TaskId> = births.iter().map(|birth| birth.task).collect();
+        let started_before = |task: TaskId| BootTime((task.start_ticks + 1).saturating_mul(10_000_000)) < at;
+        let gone: Vec<u64> = self
+            .runs
+            .values()
+            .filter(|run| run.task.is_some_and(|task| started_before(task) && !tasks.contains(&task)))
+            .filter(|run| run.shown.birth.is_none_or(|birth| birth.born_at < at))
+            .map(|run| run.instance)
+            .collect();
+        for run in gone {
+            if self.runs[&run].shown.ended.is_none() {
+                self.run(run).shown.ended = Some((at, None));
+                self.counts.corrections += 1;
+                self.tell(run, source, at, Event::Missing);
+            }
+            // Others of its mount namespace may live on; they were found under its generation.
+            if !alive.contains(&run) && self.runs[&run].shown.gone_at.is_none() && self.is_open(run) {
+                self.run(run).shown.gone_at = Some(at);
+                self.tell(run, source, at, Event::Gone);
+            }
+        }
+    }
+
+    /// Puts a picture of the kernel's into a run, and closes whoever had its numbers before.
+    pub(super) fn show(&mut self, run: u64, birth: Birth) {
+        if self.runs[&run].task.is_none() {
+            self.set_task(run, birth.task);
+        }
+        let shown = &mut self.run(run).shown;
+        // The namespace's init is what it was born on; who lives on after it is not a picture of it.
+        if shown.birth.is_some_and(|former| former.task != birth.task && former.born_at <= birth.born_at) {
+            return;
+        }
+        shown.show(birth);
+        let born_at = shown.birth.map_or(birth.born_at, |birth| birth.born_at);
+        if let Some(generation) = birth.generation {
+            self.by_generation.insert(generation, run);
+        }
+        if let Some(parent) = birth.parent {
+            let children = self.by_parent.entry(parent).or_default();
+            if !children.contains(&run) {
+                children.push(run);
+            }
+        }
+        self.succeed(run, birth.namespaces.mnt, born_at);
+    }
+
+    /// A mount namespace's number is on `run` since `born_at`: whoever had it before has gone by then.
+    fn succeed(&mut self, run: u64, mntns: u32, born_at: BootTime) {
+        let before =
+            self.by_mntns.get(&mntns).copied().filter(|before| *before != run && self.runs.contains_key(before));
+        let Some(other) = before else {
+            self.by_mntns.insert(mntns, run);
+            return;
+        };
+        let other_born_at = self.runs[&other].shown.birth.map_or(BootTime::ZERO, |birth| birth.born_at);
+        let (old, close_at) = if other_born_at <= born_at { (other, born_at) } else { (run, other_born_at) };
+        let gone_at = &mut self.run(old).shown.gone_at;
+        *gone_at = Some(gone_at.map_or(close_at, |gone_at| gone_at.min(close_at)));
+        if old == other {
+            self.by_mntns.insert(mntns, run);
+        }
+    }
+
+    fn admits_unvouched(&self, uid: u32) -> bool {
+        let share = self.config.max_containers / 8;
+        let of_all: usize = self.unvouched_by_uid.values().sum();
+        let of_uid = self.unvouched_by_uid.get(&uid).copied().unwrap_or(0);
+        of_all < share && (uid == 0 || of_uid < share / 4)
+    }
+}
