@@ -11,6 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tracker_tests::bundle::{Bundle, RootFs};
+use tracker_tests::kernel::is_alive;
 use tracker_tests::process::Process;
 use tracker_tests::runc::{Container, Kind as Oci, Runtime};
 use tracker_tests::wait::{PATIENCE, eventually};
@@ -100,14 +101,18 @@ fn the_first_exec_of_every_container_names_it() -> Result<()> {
         let container = runtime.create(&Bundle::create(temp.path(), &id, &root, &["true"])?, &id)?;
         truth.note(&container)?;
         container.start()?;
-        // Deleted at once: the next one may get the same mount ns number.
+        // `start` returns before the entrypoint executes; deleted earlier, it never would. The next one may get the same
+        // mount ns number then.
+        eventually("the entrypoint ends", || (!is_alive(container.pid())).then_some(()));
     }
     let mut alive = Vec::new();
     for number in 0..RUN {
         let id = format!("run-{number}");
-        // Lives until it has been looked at.
+        // It lives until it has been looked at: by then it may have executed or not.
         let container = runtime.run(&Bundle::create(temp.path(), &id, &root, &["sleep", "100"])?, &id)?;
         truth.note(&container)?;
+        let name = || fs::read_to_string(format!("/proc/{}/comm", container.pid())).unwrap_or_default();
+        eventually("the entrypoint executes", || (name() == "sleep\n").then_some(()));
         alive.push(container);
     }
     let mut hosts = Vec::new();

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use clap::ValueEnum;
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
-use tracker::container::{Grade, State};
+use tracker::container::{Grade, Kind, State};
 use tracker::{BootTime, Enrichment, Verdict};
 
 use crate::event::Exec;
@@ -45,13 +45,17 @@ struct Line<'a> {
 struct Name<'a> {
     id: &'a str,
     name: &'a str,
+    kind: Kind,
     state: State,
+    #[serde(skip_serializing_if = "Option::is_none")]
     grade: Option<Grade>,
 }
 
 #[derive(Serialize)]
 struct Pod<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
 }
 
@@ -80,6 +84,7 @@ impl Format {
             container: known.container.map(|container| Name {
                 id: &container.id,
                 name: container.display_name(),
+                kind: container.kind,
                 state: container.state,
                 grade: container.grade,
             }),

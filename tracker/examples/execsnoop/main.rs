@@ -31,7 +31,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
-use tracker::container::State;
+use tracker::container::Kind;
 use tracker::source::health::Condition;
 use tracker::{BootTime, Config, Enrich, Enrichment, Tracker, Verdict};
 
@@ -55,10 +55,10 @@ struct Arguments {
 ///
 /// A container whose start is held is in the collection before its first exec. Where nothing holds the start, as with
 /// `runc run`, its birth is reported by the tracker's own probe, through a ring buffer of its own: which of the two
-/// buffers is emptied first is a matter of microseconds. And a container from a runtime that the tracker did not know
-/// is nameless until its runtime's files have been read. So `unknown` right after an event means "not yet" rather than
-/// "never": wait and ask again. The answer is for the event's time, so that asking later does not make it another.
-/// The time is what a busy machine may need and a person does not notice.
+/// buffers is emptied first is a matter of microseconds. And a container of a runtime that the tracker does not hold yet
+/// has no name until that runtime's files have been read. So `unknown` and nameless right after the event mean "not yet"
+/// rather than "never": wait and ask again. The answer is for the event's time, so that asking later does not make it
+/// another. The time is what a busy machine may need and a person does not notice.
 const PATIENCE: Duration = Duration::from_millis(100);
 
 /// How long to sleep before asking again, in milliseconds. A look-up takes nanoseconds.
@@ -183,11 +183,14 @@ impl<W: Write> Snoop<W> {
     }
 }
 
-/// Whether asking again would change nothing that matters: it is the host's, or a container's that somebody vouches for.
+/// Whether asking again would change nothing: it is the host's, a container's that somebody vouches for, or somebody's who
+/// has been nameless for so long that nobody will.
 fn is_settled(known: &Enrichment<'_>) -> bool {
-    match known.verdict {
-        Verdict::Unknown => false,
-        Verdict::Host | Verdict::Shared => true,
-        Verdict::Container => known.container.is_some_and(|container| container.state != State::Provisional),
+    match (known.verdict, known.container) {
+        (Verdict::Unknown, _) => false,
+        (_, Some(container)) if container.kind == Kind::Unmanaged => {
+            container.created_at.is_none_or(|born| BootTime::now().since(born) > PATIENCE)
+        }
+        _ => true,
     }
 }
