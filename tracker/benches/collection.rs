@@ -36,7 +36,8 @@ fn tracker() -> Tracker {
     let mut config = Config::default();
     config.collection.max_containers = 1 << 20;
     config.collection.tombstone_bytes = 1 << 30;
-    config.collection.linger_ms = 3_600_000;
+    // The lives are told with times of long ago: none of them may be forgotten meanwhile.
+    config.collection.linger_ms = 1_000_000_000;
     Tracker::without_sources(&config, HOST).expect("it needs no privilege")
 }
 

@@ -50,18 +50,28 @@ const KEPT: usize = 5;
 
 impl Recent {
     pub(super) fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|line| line.trim_end_matches('\n').to_owned())
+            .collect()
     }
 }
 
 impl Write for Recent {
-    /// The formatter writes one event at a time.
-    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+    /// Takes whole lines, and parts of a line one after the other.
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines.extend(String::from_utf8_lossy(event).lines().map(str::to_owned));
+        for part in String::from_utf8_lossy(text).split_inclusive('\n') {
+            match lines.back_mut().filter(|last| !last.ends_with('\n')) {
+                Some(last) => last.push_str(part),
+                None => lines.push_back(part.to_owned()),
+            }
+        }
         let surplus = lines.len().saturating_sub(KEPT);
         lines.drain(..surplus);
-        Ok(event.len())
+        Ok(text.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
