@@ -123,6 +123,7 @@ impl Tracker {
         // Held from here on; what it cannot prove yet, the probes and the scan below will show.
         tracker.start_barrier(&config, audits)?;
         tracker.start_kernel(&config, inbox)?;
+        kernel::return_freed_memory();
         tracker.start_tasks(config, closer_looks);
         Ok(tracker)
     }
