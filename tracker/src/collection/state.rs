@@ -443,11 +443,19 @@ impl State {
         said.flat_map(|statement| statement.missing.iter().cloned()).collect()
     }
 
-    /// The runs of all containers with this mount ns or init pid that nobody vouches for: to be looked at more closely.
+    /// The birth of a run that lives and that nobody vouches for: to be looked at more closely.
     pub(crate) fn unclaimed(&self, instance: u64) -> Option<Birth> {
-        let run = self.runs.get(&instance)?;
-        run.shown.birth.filter(|_| run.keys.is_empty() && run.shown.ended.is_none())
+        unclaimed(self.runs.get(&instance)?)
     }
+
+    /// All of those.
+    pub(crate) fn all_unclaimed(&self) -> impl Iterator<Item = Birth> {
+        self.runs.values().filter_map(unclaimed)
+    }
+}
+
+fn unclaimed(run: &Run) -> Option<Birth> {
+    run.shown.birth.filter(|_| run.keys.is_empty() && run.shown.ended.is_none())
 }
 
 /// Whether a source that speaks for `domain` may say what the kernel shows.

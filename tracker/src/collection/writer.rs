@@ -6,6 +6,7 @@
 //!
 //! It never waits for anybody it tells: feeds and hooks have bounded queues of their own.
 
+use std::mem;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,7 +23,7 @@ use super::state::{Counts, RowChange, State};
 use super::story;
 use super::view::{Host, Published, Reader, View};
 use crate::container::{Container, State as LifeState, Str};
-use crate::fact::{Birth, Fact, Source};
+use crate::fact::{Birth, Fact, Source, What};
 use crate::time::BootTime;
 
 /// Facts applied before publishing: bounds how long a reader waits for the first of many.
@@ -72,6 +73,8 @@ pub(crate) struct Writer {
     feeds: Feeds,
     hooks: Vec<Hook>,
     closer: mpsc::Sender<Birth>,
+    /// A scan was applied and not published yet.
+    scanned: bool,
     stats: Arc<Stats>,
 }
 
@@ -96,6 +99,7 @@ impl Writer {
             feeds: Feeds::default(),
             hooks: Vec::new(),
             closer,
+            scanned: false,
             stats,
         }
     }
@@ -139,12 +143,12 @@ impl Writer {
             match delivery {
                 Delivery::Facts(facts) => self.apply(facts),
                 Delivery::Hold(mut hold) => {
-                    self.apply(std::mem::take(&mut hold.facts));
+                    self.apply(mem::take(&mut hold.facts));
                     let run = self.state.held(&hold.key, BootTime::now(), hold.step);
                     holds.push((hold, run));
                 }
                 Delivery::Ask(ask) => {
-                    self.publish(std::mem::take(&mut holds));
+                    self.publish(mem::take(&mut holds));
                     self.answer(ask)?;
                 }
             }
@@ -157,6 +161,7 @@ impl Writer {
     fn apply(&mut self, facts: Vec<Fact>) {
         for fact in facts {
             self.stats.facts[fact.source as usize].fetch_add(1, Ordering::Relaxed);
+            self.scanned |= matches!(fact.what, What::Scanned(_));
             self.state.apply(fact);
         }
     }
@@ -219,9 +224,17 @@ impl Writer {
         });
     }
 
+    /// Asks about those that are new, and at each scan about all: a look may have been dropped, or have failed for want of
+    /// descriptors, and its files may be there now.
     fn look_closer(&mut self, changes: &[RowChange]) {
-        let new = changes.iter().filter(|change| change.before.is_none()).filter_map(|change| change.after.as_ref());
-        for birth in new.filter_map(|row| self.state.unclaimed(row.container.instance)) {
+        let births: Vec<Birth> = if mem::take(&mut self.scanned) {
+            self.state.all_unclaimed().collect()
+        } else {
+            let new =
+                changes.iter().filter(|change| change.before.is_none()).filter_map(|change| change.after.as_ref());
+            new.filter_map(|row| self.state.unclaimed(row.container.instance)).collect()
+        };
+        for birth in births {
             if self.closer.try_send(birth).is_err() {
                 self.stats.closer_looks_dropped.fetch_add(1, Ordering::Relaxed);
             }
@@ -269,4 +282,38 @@ fn offer(change: &RowChange) -> Option<Offer<'_>> {
     let before = change.before.as_ref().map(|row| &row.container);
     let after = change.after.as_ref().map(|row| &row.container);
     Some(Offer { instance: after.or(before)?.instance, sequence: change.sequence, before, after })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collection::door::Facts;
+    use crate::container::{Namespaces, TaskId};
+
+    #[test]
+    fn each_scan_asks_again_about_what_nobody_vouches_for() {
+        let birth = Birth {
+            task: TaskId { pid: 7, start_ticks: 70 },
+            parent: None,
+            namespaces: Namespaces { mnt: 700, ..Namespaces::default() },
+            generation: Some(1),
+            cgroup_id: None,
+            uid: 0,
+            born_at: BootTime(700_000_000),
+            executed: true,
+        };
+        let (facts, deliveries) = Facts::queue();
+        let (closer, mut looks) = mpsc::channel(4);
+        let queue = facts.sender().downgrade();
+        let mut writer = Writer::new(Config::default(), Host::default(), deliveries, queue, closer, Arc::default());
+        for _ in 0..2 {
+            let what = What::Scanned(vec![birth]);
+            writer.apply(vec![Fact { source: Source::Kernel, at: BootTime(800_000_000), what }]);
+            writer.publish(Vec::new());
+            assert_eq!(looks.try_recv(), Ok(birth));
+            assert!(looks.try_recv().is_err(), "asked once at a time");
+        }
+        writer.publish(Vec::new());
+        assert!(looks.try_recv().is_err(), "nothing was scanned");
+    }
 }

@@ -1,6 +1,7 @@
 //! Looking for containers in the OCI runtimes' root directories.
 
 use std::collections::{BTreeSet, HashMap};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -8,6 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
@@ -99,7 +101,7 @@ impl Finder {
 
     /// One answer for each birth, in their order.
     pub(super) fn look(&mut self, births: &[Birth]) -> Vec<Found> {
-        let candidates: Vec<Option<Candidate>> = births.iter().map(|birth| self.candidate(birth)).collect();
+        let candidates: Vec<Result<Candidate, Found>> = births.iter().map(|birth| self.candidate(birth)).collect();
         let alive = || candidates.iter().flatten();
         let places = self.places(alive());
         let find = |candidate: Candidate| match places.get(&candidate.view.task) {
@@ -109,14 +111,18 @@ impl Finder {
             }
             _ => Found::Nothing,
         };
-        candidates.into_iter().map(|candidate| candidate.map_or(Found::Gone, find)).collect()
+        candidates.into_iter().map(|candidate| candidate.map_or_else(|without| without, find)).collect()
     }
 
-    fn candidate(&mut self, birth: &Birth) -> Option<Candidate> {
-        let task = Task::open(birth.task.pid).ok()?;
-        let view = task.view().ok().filter(|view| view.task == birth.task)?;
+    /// The process, or the answer without it.
+    fn candidate(&mut self, birth: &Birth) -> Result<Candidate, Found> {
+        let task = Task::open(birth.task.pid).map_err(unseen)?;
+        let view = task.view().map_err(unseen)?;
+        if view.task != birth.task {
+            return Err(Found::Gone);
+        }
         let owner = view.parent.and_then(|parent| self.owner(parent));
-        Some(Candidate { task, view, owner })
+        Ok(Candidate { task, view, owner })
     }
 
     /// What the process above a container says, when it is one of the host's root.
@@ -250,6 +256,14 @@ impl Finder {
         }
         // What was read belongs to this process only if it is still the same one.
         if task.is(view.task) { Found::Container { key, statement: Box::new(statement) } } else { Found::Gone }
+    }
+}
+
+/// What a process that could not be looked at means: that it has ended, or (for want of descriptors, say) nothing yet.
+fn unseen(error: io::Error) -> Found {
+    match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
+        Errno::ENOENT | Errno::ESRCH => Found::Gone,
+        _ => Found::Nothing,
     }
 }
 
