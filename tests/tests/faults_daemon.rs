@@ -1,0 +1,268 @@
+//! The daemon itself stopped, frozen, killed, starved, or fed with failures: starts go on within the budget, none is denied,
+//! and afterwards all that lives is known, with an honest grade.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use tracker_tests::barrier::GRACE;
+use tracker_tests::daemon::Daemon;
+use tracker_tests::house::{House, PATIENT};
+use tracker_tests::process::run;
+use tracker_tests::runc::{Container, Kind};
+use tracker_tests::wait::eventually;
+use tracker_tests::{kernel, require, requirement};
+
+const BUDGET: Duration = Duration::from_millis(200);
+/// What executions of a runtime may take on a machine that does a lot else.
+const RUN: Duration = Duration::from_secs(20);
+
+macro_rules! require_daemon {
+    () => {
+        require!(Kind::Runc.requirement(), requirement::tracker(), kernel::btf(), kernel::permission_events());
+    };
+}
+
+/// Makes and starts so many containers, all at once; whatever is denied is an error. Returns how long the slowest took
+/// for both.
+fn start_at_once<'a>(house: &'a House, prefix: &str, number: usize) -> Result<(Vec<Container<'a>>, Duration)> {
+    let started: Vec<Result<(Container<'a>, Duration)>> = thread::scope(|scope| {
+        let start = |number: usize| {
+            let id = format!("{prefix}-{number}");
+            move || -> Result<_> {
+                let bundle = house.bundle(&id)?;
+                let begun = Instant::now();
+                let container = house.runtime().create(&bundle, &id)?;
+                container.start()?;
+                Ok((container, begun.elapsed()))
+            }
+        };
+        let starting: Vec<_> = (0..number).map(|number| scope.spawn(start(number))).collect();
+        starting.into_iter().map(|starting| starting.join().expect("no panic")).collect()
+    });
+    let started = started.into_iter().collect::<Result<Vec<_>>>()?;
+    let slowest = started.iter().map(|(_, took)| *took).max().unwrap_or_default();
+    Ok((started.into_iter().map(|(container, _)| container).collect(), slowest))
+}
+
+/// Each is known to run, by its right process; and its grade is one of these.
+#[track_caller]
+fn all_are_known(daemon: &Daemon, containers: &[Container<'_>], grades: &[&str]) {
+    for container in containers {
+        let id = container.id();
+        let known = eventually(&format!("{id} is known to run"), || daemon.in_state(id, "running"));
+        assert_eq!(known["pid"], container.pid(), "{known}");
+        assert!(grades.iter().any(|grade| known["grade"] == *grade), "{grades:?}: {known}");
+    }
+}
+
+/// What comes next is held again.
+#[track_caller]
+fn holds_again(daemon: &Daemon, house: &House, id: &str) {
+    // The keeper lets everything go until the tracker answers again, which it may not have done yet.
+    eventually("starts are held again", || {
+        let next = format!("{id}-{}", tracker::BootTime::now().0);
+        let _container = house.started(&next).expect("none is denied");
+        (daemon.in_state(&next, "running")?["grade"] == "held").then_some(())
+    });
+}
+
+#[test]
+fn stopped_amid_66_creates_it_delays_them_by_no_more_than_its_budgets() -> Result<()> {
+    require_daemon!();
+    let house = House::new(Kind::Runc)?;
+    let mut daemon = Daemon::start(&house.config(BUDGET, ""))?;
+    daemon.process().signal(Signal::SIGSTOP)?;
+    let started = start_at_once(&house, "stopped", 66);
+    daemon.process().signal(Signal::SIGCONT)?;
+    let (containers, slowest) = started?;
+    // A `create` and a `start`, each held once at most, and not one after the other's.
+    assert!(slowest < (BUDGET + GRACE) * 2 + RUN, "{slowest:?}");
+    // Held is what nobody may say of them: the answer came from the keeper.
+    all_are_known(&daemon, &containers, &["let-go", "first-exec", "observed"]);
+    holds_again(&daemon, &house, "stopped-after");
+    Ok(())
+}
+
+#[test]
+fn killed_amid_creates_it_lets_all_go_and_finds_them_when_it_is_back() -> Result<()> {
+    require_daemon!();
+    let house = House::new(Kind::Runc)?;
+    let mut daemon = Daemon::start(&house.config(BUDGET, ""))?;
+    let (containers, slowest) = thread::scope(|scope| {
+        let starting = scope.spawn(|| start_at_once(&house, "killed", 24));
+        // In the middle: some are known already, others are still to come.
+        eventually("the first is known", || daemon.find("killed-0").or_else(|| daemon.find("killed-1")));
+        daemon.process().signal(Signal::SIGKILL).expect("it is there");
+        starting.join().expect("no panic")
+    })?;
+    assert!(slowest < (BUDGET + GRACE) * 2 + RUN, "{slowest:?}");
+    daemon.restart()?;
+    all_are_known(&daemon, &containers, &["observed"]);
+    holds_again(&daemon, &house, "killed-after");
+    Ok(())
+}
+
+/// A cgroup whose processes stand still, in whichever hierarchy can do that; gone when dropped.
+struct Freezer {
+    directory: PathBuf,
+    file: PathBuf,
+    words: [&'static str; 2],
+}
+
+impl Freezer {
+    fn create(name: &str) -> Result<Freezer, String> {
+        let v1 = PathBuf::from("/sys/fs/cgroup/freezer");
+        let v2 = match kernel::only_cgroup2() {
+            true => PathBuf::from("/sys/fs/cgroup"),
+            false => PathBuf::from("/sys/fs/cgroup/unified"),
+        };
+        let (hierarchy, file, words) = match v1.join("cgroup.procs").exists() {
+            true => (v1, "freezer.state", ["FROZEN", "THAWED"]),
+            false => (v2, "cgroup.freeze", ["1", "0"]),
+        };
+        let directory = hierarchy.join(name);
+        fs::create_dir(&directory).map_err(|error| format!("needs a freezer `{}`: {error}", directory.display()))?;
+        let file = directory.join(file);
+        match file.exists() {
+            true => Ok(Freezer { directory, file, words }),
+            false => Err(format!("needs `{}`", file.display())),
+        }
+    }
+
+    fn add(&self, pid: u32) -> Result<()> {
+        fs::write(self.directory.join("cgroup.procs"), pid.to_string()).context("move a process into a freezer")
+    }
+
+    fn freeze(&self, frozen: bool) -> Result<()> {
+        fs::write(&self.file, self.words[usize::from(!frozen)]).context("tell a freezer")
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let _ = self.freeze(false);
+        let parent = self.directory.parent().expect("a cgroup below the root").join("cgroup.procs");
+        for pid in fs::read_to_string(self.directory.join("cgroup.procs")).unwrap_or_default().lines() {
+            let _ = fs::write(&parent, pid);
+        }
+        let _ = fs::remove_dir(&self.directory);
+    }
+}
+
+#[test]
+fn frozen_it_holds_up_nobody() -> Result<()> {
+    require_daemon!();
+    let house = House::new(Kind::Runc)?;
+    let mut daemon = Daemon::start(&house.config(BUDGET, ""))?;
+    let freezer = match Freezer::create(&format!("tracker-frozen-{}", std::process::id())) {
+        Ok(freezer) => freezer,
+        Err(missing) => {
+            require!(Err::<(), _>(missing));
+            return Ok(());
+        }
+    };
+    // The tracker alone: its keeper is a process of its own.
+    freezer.add(daemon.process().pid())?;
+    freezer.freeze(true)?;
+    let started = start_at_once(&house, "frozen", 8);
+    freezer.freeze(false)?;
+    let (containers, slowest) = started?;
+    assert!(slowest < (BUDGET + GRACE) * 2 + RUN, "{slowest:?}");
+    all_are_known(&daemon, &containers, &["let-go", "first-exec", "observed"]);
+    holds_again(&daemon, &house, "frozen-after");
+    Ok(())
+}
+
+#[test]
+fn starved_of_descriptors_it_denies_nobody_and_recovers() -> Result<()> {
+    require_daemon!();
+    let house = House::new(Kind::Runc)?;
+    let mut daemon = Daemon::start(&house.config(BUDGET, "[scan]\naudit-seconds = 1\n"))?;
+    let pid = daemon.process().pid().to_string();
+    let limit = |limit: &str| -> Result<()> {
+        let set = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:")]).status()?;
+        ensure!(set.success(), "prlimit: {set}");
+        Ok(())
+    };
+    // Below what it has open already: it gets not one more.
+    limit("3")?;
+    let started = start_at_once(&house, "starved", 8);
+    limit("4096")?;
+    let (containers, slowest) = started?;
+    assert!(slowest < (BUDGET + GRACE) * 2 + RUN, "{slowest:?}");
+    all_are_known(&daemon, &containers, &["held", "let-go", "first-exec", "observed"]);
+    holds_again(&daemon, &house, "starved-after");
+    Ok(())
+}
+
+/// Descriptors and KiB of memory of its own that a process has.
+fn burden(pid: u32) -> Result<(usize, u64)> {
+    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).context("list its descriptors")?.count();
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read its memory")?;
+    let of = |name: &str| -> Option<u64> {
+        rollup.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
+    };
+    Ok((descriptors, of("Private_Dirty:").context("a size")?))
+}
+
+#[test]
+fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
+    require_daemon!();
+    let house = House::new(Kind::Runc)?;
+    // What is over is kept for a while by design: that is not what is looked for.
+    let mut daemon = Daemon::start(&house.config(PATIENT, "[collection]\nlinger-ms = 1\n"))?;
+    let pid = daemon.process().pid();
+    let bundle = house.bundle_with("failing", &["no-such-program"], |_| ())?;
+    let fail = |number: usize| {
+        let mut command = house.runtime().command();
+        command.args(["create", "--bundle"]).arg(bundle.path()).arg(format!("failing-{number}"));
+        assert!(run(&mut command).is_err(), "there is no such program");
+    };
+    let none_is_left = || {
+        let all = daemon.ask_json(&["ps", "--all", "-o", "json"]).ok()?;
+        let ours = |id: &str| id.starts_with("failing-");
+        (!all.as_array()?.iter().any(|container| container["id"].as_str().is_some_and(ours))).then_some(())
+    };
+    // Until threads, their stacks and buffers have grown to what they stay at.
+    (0..65).for_each(fail);
+    eventually("those that failed are gone", none_is_left);
+    let before = burden(pid)?;
+    (65..195).for_each(fail);
+    eventually("those that failed are gone", none_is_left);
+    let daemon_burden = || burden(pid).ok().filter(|after| after.0 <= before.0 + 2);
+    let after = eventually("its descriptors are closed", daemon_burden);
+    // 130 bundles of 1 KiB each, their statements and their stories would show; noise of the allocator does not.
+    assert!(after.1 < before.1 + 1024, "KiB: {before:?} became {after:?}");
+    Ok(())
+}
+
+#[test]
+fn two_hundred_creates_at_once_are_denied_to_none() -> Result<()> {
+    require_daemon!();
+    let house = House::new(Kind::Runc)?;
+    let daemon = Daemon::start(&house.config(PATIENT, ""))?;
+    let bundle = house.bundle_with("many", &["no-such-program"], |_| ())?;
+    let spawn = |number: usize| {
+        let mut command = house.runtime().command();
+        command.args(["create", "--bundle"]).arg(bundle.path()).arg(format!("many-{number}"));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command.spawn().context("the execution was denied")
+    };
+    let children = (0..200).map(spawn).collect::<Result<Vec<_>>>()?;
+    for mut child in children {
+        assert_eq!(child.wait()?.code(), Some(1), "the runtime itself ran, and says that there is no such program");
+    }
+    let over = |container: &serde_json::Value| container["state"] == "aborted" || container["state"] == "exited";
+    eventually("each that was seen is told to be over", || {
+        let all = daemon.ask_json(&["ps", "--all", "-o", "json"]).ok()?;
+        let ours = |id: &str| id.starts_with("many-");
+        all.as_array()?.iter().filter(|c| c["id"].as_str().is_some_and(ours)).all(over).then_some(())
+    });
+    holds_again(&daemon, &house, "many-after");
+    Ok(())
+}
