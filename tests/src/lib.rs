@@ -5,6 +5,7 @@
 //! a test changes in the kernel is undone in `Drop`, also when it panics. A test that needs something of the machine
 //! says so with [`require!`] first, so that nothing passes by not running.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stderr, reason = "a test that cannot run says so")]
 
 pub mod kernel;

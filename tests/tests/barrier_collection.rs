@@ -1,5 +1,7 @@
 //! The order that makes a container known before it runs: published, then the synchronous subscribers, then the start.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};

@@ -1,5 +1,7 @@
 //! Starts are held until the collection knows the container, with the real runtimes.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::time::Duration;
 

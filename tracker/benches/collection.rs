@@ -1,6 +1,8 @@
 //! The collection's speeds: look-ups, publishing, a container's whole life, many on one net ns, memory. Each beside its
 //! baseline in the same run: for look-ups a `RwLock<HashMap>`, for publishing a copy of the indexes.
 
+#![allow(clippy::print_stdout, reason = "its figures are what it is for")]
+
 use std::collections::HashMap;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,5 +1,7 @@
 //! The collection through its public doors: facts in; look-ups, feeds and hooks out. Needs no privilege.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::sync::{Arc, Barrier};

@@ -1,5 +1,7 @@
 //! The commands as a shell sees them: exit codes, what goes to which stream, and closed pipes. No tracker runs here.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::Path;

@@ -2,6 +2,8 @@
 //! answers them as a collection without subscribers would, and prints the time from the keeper's reading of the event to
 //! the answer, and the time of the whole `start` with and without the barrier.
 
+#![allow(clippy::print_stdout, reason = "its figures are what it is for")]
+
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};

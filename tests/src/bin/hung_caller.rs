@@ -4,6 +4,8 @@
 //! Prints the milliseconds from the call of `execve` to the moment when `execve` itself wants the list, which is after
 //! it was allowed. Then, with `deliver`, it gets it.
 
+#![allow(clippy::print_stdout, reason = "its output is how the test hears from it")]
+
 use std::ffi::CString;
 use std::io::Write;
 use std::thread;

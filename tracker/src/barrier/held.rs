@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Promises: the task is let go on every path, a panic included ([`HeldTask`]'s drop); nothing waits past the deadline but
-//! what a lost thread waits for ([`pool`](super::pool)); a pid is believed only with proof ([`init`](super::init)).
+//! what a lost thread waits for ([`pool`](super::pool)); a pid is believed only with proof ([`init`]).
 
 use std::ffi::OsString;
 use std::io;

@@ -87,7 +87,7 @@ pub(crate) fn run(demo: &Demo, out: &mut impl Write) -> Result<(), Failure> {
             tokio::select! {
                 shown = show => shown,
                 Ok(failure) = failed => Err(failure),
-                () = told.to_end() => Ok(()),
+                () = told.end() => Ok(()),
             }
         });
         drop(stop);
@@ -109,7 +109,7 @@ impl Told {
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
     }
 
-    async fn to_end(&mut self) {
+    async fn end(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
