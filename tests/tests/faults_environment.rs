@@ -57,7 +57,7 @@ fn a_second_tracker_is_told_who_has_the_socket_and_the_first_goes_on() -> Result
 
     let after = house.started("second-after")?;
     for container in [&before, &after] {
-        let known = daemon.in_state(container.id(), "running").context("it is known")?;
+        let known = eventually("it runs", || daemon.in_state(container.id(), "running"));
         assert_eq!((&known["grade"], &known["pid"]), (&Value::from("held"), &Value::from(container.pid())), "{known}");
     }
     Ok(())
@@ -101,7 +101,7 @@ fn without_probes_starts_are_held_all_the_same() -> Result<()> {
     line(&daemon, "proc", "/proc", "degraded");
 
     let container = house.started("no-bpf")?;
-    let known = daemon.in_state("no-bpf", "running").with_context(|| format!("it is known: {}", daemon.log()))?;
+    let known = daemon.find("no-bpf").with_context(|| format!("it is known: {}", daemon.log()))?;
     assert_eq!((&known["grade"], &known["pid"]), (&Value::from("held"), &Value::from(container.pid())), "{known}");
     container.kill("KILL")?;
     eventually("a scan brings its end to light", || daemon.in_state("no-bpf", "exited"));
@@ -141,7 +141,7 @@ fn without_containerd_it_waits_for_one_and_the_rest_works() -> Result<()> {
     let daemon = Daemon::start(&house.config(PATIENT, &containerd))?;
     line(&daemon, "containerd", &nowhere.to_string_lossy(), "waiting");
     let _container = house.started("no-containerd")?;
-    let known = daemon.in_state("no-containerd", "running").context("it is known")?;
+    let known = eventually("it runs", || daemon.in_state("no-containerd", "running"));
     assert_eq!(known["grade"], "held", "{known}");
     Ok(())
 }
