@@ -62,3 +62,24 @@ impl Exec {
 fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_field_is_read_from_its_place_and_a_cut_record_is_refused() {
+        let mut bytes = [101_u64.to_ne_bytes(), 102_u64.to_ne_bytes()].concat();
+        bytes.extend([3_u32.to_ne_bytes(), 4_u32.to_ne_bytes()].concat());
+        bytes.extend(b"sleep\0garbage\0\0\0");
+        bytes.extend(b"/bin/sleep\0");
+        bytes.resize(size_of::<Exec>(), b'x');
+        let exec = Exec::decode(&bytes).unwrap();
+        assert_eq!((exec.time, exec.cgroup, exec.pid, exec.mntns), (101, 102, 3, 4));
+        assert_eq!((exec.comm(), exec.filename()), (&b"sleep"[..], &b"/bin/sleep"[..]));
+        assert!((0..bytes.len()).all(|len| Exec::decode(&bytes[..len]).is_none()));
+        // A name without an end is the whole field.
+        let endless = Exec { filename: [b'x'; FILENAME_LEN], ..exec };
+        assert_eq!(endless.filename().len(), FILENAME_LEN);
+    }
+}

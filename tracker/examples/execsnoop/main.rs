@@ -64,7 +64,7 @@ const PATIENCE: Duration = Duration::from_millis(100);
 /// How long to sleep before asking again, in milliseconds. A look-up takes nanoseconds.
 const PAUSE: u8 = 1;
 
-/// Execs that may wait. When there are more, the oldest is shown as what is known of it.
+/// Execs that may wait: more than the ring buffer has room for. When there are more, they stay in there.
 const MAX_WAITING: usize = 4096;
 
 fn main() -> ExitCode {
@@ -87,7 +87,10 @@ fn run(arguments: &Arguments) -> Result<()> {
     signals.thread_block().context("block signals")?;
     let ended = SignalFd::new(&signals).context("make a file of signals")?;
 
-    let tracker = Tracker::start(config)?;
+    let tracker = Tracker::start(config).map_err(|error| {
+        let remedy = error.remedy();
+        anyhow::Error::new(error).context(remedy)
+    })?;
     // What does not work makes answers missing, never wrong. Say it, so that nobody wonders.
     for source in tracker.health() {
         if matches!(source.condition, Condition::Degraded | Condition::Refused) {
@@ -140,12 +143,13 @@ impl<W: Write> Snoop<W> {
                 break;
             }
         }
-        // What happened before the end is shown, too, without waiting any more.
+        // What happened before the end is shown, too, without waiting any more: what waits, then what was not read yet.
+        self.show(Instant::now() + PATIENCE)?;
         self.read(probe);
         self.show(Instant::now() + PATIENCE)
     }
 
-    /// Takes execs out of the ring buffer. When too many wait, the others stay in there; it counts what it has no room for.
+    /// Takes execs out of the ring buffer, which counts what it has no room for.
     fn read(&mut self, probe: &mut Probe) {
         while self.waiting.len() < MAX_WAITING {
             let Some(exec) = probe.next() else { return };
