@@ -7,7 +7,7 @@
 //! | component | one real part against a stand-in that speaks the real protocol | `tests/tests/component_*.rs` |
 //! | privileged | the real kernel and real runtimes | everything else in `tests/tests/` |
 //! | ebpf | the committed objects are what the source says | `tracker-ebpf/` |
-//! | vm | `tests/tests/kernel_*.rs` and `barrier_*.rs` on older kernels, cgroup v2 only | [`crate::vm`] |
+//! | vm | `tests/tests/kernel_*.rs`, `barrier_held.rs` and `execsnoop.rs` on older kernels, cgroup v2 only | [`crate::vm`] |
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

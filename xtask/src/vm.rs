@@ -24,8 +24,9 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const MACHINE_SECONDS: u32 = 900;
 
 /// Test programs whose names begin so run in the machines, too. Of the barrier's, those that show that the kernel asks
-/// and is answered; hundreds of starts at once would take minutes here and show nothing else.
-const PREFIXES: &[&str] = &["kernel_", "barrier_held"];
+/// and is answered; hundreds of starts at once would take minutes here and show nothing else. The example has a probe of
+/// its own.
+const PREFIXES: &[&str] = &["kernel_", "barrier_held", "execsnoop"];
 
 /// Makes a cargo command for [`TARGET`] produce programs that need nothing but a kernel.
 pub(crate) fn link_statically(cargo: &mut Command) {
@@ -86,6 +87,7 @@ fn initramfs(directory: &Path, built: &Built, tracker: &Path) -> Result<PathBuf>
         install(helper, &root.join(helper.strip_prefix("/").unwrap_or(helper)))?;
     }
     install(tracker, &root.join("bin/tracker"))?;
+    install(&tracker.with_file_name("examples").join("execsnoop"), &root.join("bin/examples/execsnoop"))?;
     for runtime in ["runc", "crun"] {
         let program = find_program(runtime).with_context(|| format!("find {runtime}"))?;
         install(&program, &root.join("bin").join(runtime))?;
