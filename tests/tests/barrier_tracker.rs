@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
@@ -289,6 +290,20 @@ fn a_caller_whose_arguments_cannot_be_read_goes_on_when_the_budget_is_over() -> 
     assert!(allowed <= BUDGET + GRACE + RUN, "{allowed:?}");
     drop(hung);
     drop(barrier);
+    Ok(())
+}
+
+#[test]
+fn a_user_whose_arguments_cannot_be_read_is_not_waited_for() -> Result<()> {
+    require!(Oci::Runc.requirement());
+    let house = House::new(Oci::Runc)?;
+    fs::set_permissions(house.temp.path(), fs::Permissions::from_mode(0o755))?;
+    let barrier = Barrier::start(KEEPER, &[house.runtime.program()], RUN, Answer::AtOnce)?;
+    let mut hung = HungCaller::start("user", &house.runtime)?;
+    let allowed = hung.allowed_after()?;
+    assert!(allowed < RUN / 2, "its memory was not even looked at: {allowed:?}");
+    assert_eq!(barrier.stats.refused_user.load(Ordering::Relaxed), 1);
+    assert_eq!(barrier.stats.lost_threads.load(Ordering::Relaxed), 0);
     Ok(())
 }
 

@@ -8,11 +8,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use tracker_tests::barrier::GRACE;
 use tracker_tests::daemon::Daemon;
 use tracker_tests::house::{House, PATIENT};
-use tracker_tests::process::run;
+use tracker_tests::process::{pid, run};
 use tracker_tests::runc::{Container, Kind};
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
@@ -183,9 +183,9 @@ fn starved_of_descriptors_it_denies_nobody_and_recovers() -> Result<()> {
     require_daemon!();
     let house = House::new(Kind::Runc)?;
     let mut daemon = Daemon::start(&house.config(BUDGET, "[scan]\naudit-seconds = 1\n"))?;
-    let pid = daemon.process().pid().to_string();
+    let process = daemon.process().pid().to_string();
     let limit = |limit: &str| -> Result<()> {
-        let set = Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:")]).status()?;
+        let set = Command::new("prlimit").args(["--pid", &process, &format!("--nofile={limit}:")]).status()?;
         ensure!(set.success(), "prlimit: {set}");
         Ok(())
     };
@@ -197,6 +197,37 @@ fn starved_of_descriptors_it_denies_nobody_and_recovers() -> Result<()> {
     assert!(slowest < (BUDGET + GRACE) * 2 + RUN, "{slowest:?}");
     all_are_known(&daemon, &containers, &["held", "let-go", "first-exec", "observed"]);
     holds_again(&daemon, &house, "starved-after");
+    Ok(())
+}
+
+/// The process of a daemon that owns the fanotify group.
+fn keeper(daemon: &mut Daemon) -> Option<u32> {
+    let pid = daemon.process().pid();
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
+    let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    let pids: Vec<u32> =
+        children.flat_map(|list| list.split(' ').map(str::parse).collect::<Vec<_>>()).flatten().collect();
+    let is_keeper = |pid: &u32| {
+        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "tracker-keeper")
+    };
+    pids.into_iter().find(is_keeper)
+}
+
+#[test]
+fn with_its_keeper_stopped_or_killed_starts_go_on_and_are_held_again() -> Result<()> {
+    require_daemon!();
+    let house = House::new(Kind::Runc)?;
+    let mut daemon = Daemon::start(&house.config(BUDGET, ""))?;
+    for (prefix, signal) in [("keeper-stopped", Signal::SIGSTOP), ("keeper-killed", Signal::SIGKILL)] {
+        let old = eventually("a keeper", || keeper(&mut daemon));
+        kill(pid(old), signal)?;
+        let (containers, slowest) = start_at_once(&house, prefix, 8)?;
+        assert!(slowest < (BUDGET + GRACE) * 2 + RUN, "{prefix}: {slowest:?}");
+        all_are_known(&daemon, &containers, &["held", "let-go", "first-exec", "observed"]);
+        eventually("another keeper", || keeper(&mut daemon).filter(|new| *new != old));
+        holds_again(&daemon, &house, prefix);
+    }
+    assert!(daemon.metric("tracker_keeper_restarts_total")? >= 2.0);
     Ok(())
 }
 
@@ -216,7 +247,7 @@ fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
     let house = House::new(Kind::Runc)?;
     // What is over is kept for a while by design: that is not what is looked for.
     let mut daemon = Daemon::start(&house.config(PATIENT, "[collection]\nlinger-ms = 1\n"))?;
-    let pid = daemon.process().pid();
+    let process = daemon.process().pid();
     let bundle = house.bundle_with("failing", &["no-such-program"], |_| ())?;
     let fail = |number: usize| {
         let mut command = house.runtime().command();
@@ -231,10 +262,10 @@ fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
     // Until threads, their stacks and buffers have grown to what they stay at.
     (0..65).for_each(fail);
     eventually("those that failed are gone", none_is_left);
-    let before = burden(pid)?;
+    let before = burden(process)?;
     (65..195).for_each(fail);
     eventually("those that failed are gone", none_is_left);
-    let daemon_burden = || burden(pid).ok().filter(|after| after.0 <= before.0 + 2);
+    let daemon_burden = || burden(process).ok().filter(|after| after.0 <= before.0 + 2);
     let after = eventually("its descriptors are closed", daemon_burden);
     // 130 bundles of 1 KiB each, their statements and their stories would show; noise of the allocator does not.
     assert!(after.1 < before.1 + 1024, "KiB: {before:?} became {after:?}");

@@ -1,8 +1,8 @@
-//! A caller whose argument list lies on a page that is not there: `hung_caller deliver|never PROGRAM ARGUMENT…` executes
+//! A caller whose argument list lies on a page that is not there: `hung_caller deliver|never|user PROGRAM ARGUMENT…` executes
 //! PROGRAM with a list that has to be fetched through userfaultfd. Whoever reads the list while `execve` is held, hangs.
 //!
 //! Prints the milliseconds from the call of `execve` to the moment when `execve` itself wants the list, which is after
-//! it was allowed. Then, with `deliver`, it gets it.
+//! it was allowed. Then, but with `never`, it gets it. With `user` the caller is nobody by then.
 
 #![allow(clippy::print_stdout, reason = "its output is how the test hears from it")]
 
@@ -62,7 +62,7 @@ nix::ioctl_readwrite!(
 fn main() -> Result<()> {
     let mode = std::env::args().nth(1).unwrap_or_default();
     let words: Vec<CString> = std::env::args().skip(2).map(CString::new).collect::<Result<_, _>>()?;
-    ensure!(!words.is_empty(), "hung_caller deliver|never PROGRAM ARGUMENT…");
+    ensure!(!words.is_empty(), "hung_caller deliver|never|user PROGRAM ARGUMENT…");
 
     // SAFETY: takes an integer only.
     let uffd =
@@ -82,6 +82,10 @@ fn main() -> Result<()> {
     // SAFETY: `register` is what this request reads and writes, and names a mapping of ours that nobody uses yet.
     unsafe { uffdio_register(uffd, &mut register) }.context("UFFDIO_REGISTER")?;
 
+    if mode == "user" {
+        // Before there is another thread, and after the file was opened that only root may open.
+        nix::unistd::setuid(nix::unistd::Uid::from_raw(65_534)).context("become nobody")?;
+    }
     let mut list: Vec<u64> = words.iter().map(|word| word.as_ptr() as u64).collect();
     list.resize(PAGE / size_of::<u64>(), 0);
     let program = words[0].clone();
@@ -109,7 +113,7 @@ fn main() -> Result<()> {
     }
     println!("{}", begun.elapsed().as_millis());
     std::io::stdout().flush()?;
-    if mode == "deliver" {
+    if mode != "never" {
         let mut copy = Copy { dst: page, src: list.as_ptr() as u64, len: PAGE as u64, mode: 0, copied: 0 };
         // SAFETY: source and destination are pages of ours that live as long as this process's present image.
         unsafe { uffdio_copy(uffd, &mut copy) }.context("UFFDIO_COPY")?;
