@@ -72,8 +72,8 @@ impl Apt {
         let sources = self.directory.join("sources.list");
         let text = format!(
             "deb [signed-by={KEYRING}] {} bookworm main\ndeb [signed-by={KEYRING}] {} bookworm-security main\n",
-            mirror("bookworm", "http://deb.debian.org/debian"),
-            mirror("bookworm-security", "http://deb.debian.org/debian-security"),
+            mirror("bookworm")?,
+            mirror("bookworm-security")?,
         );
         fs::write(&sources, text).with_context(|| format!("write `{}`", sources.display()))?;
         succeed(self.command("apt-get").args(["update", "-qq"]))
@@ -122,10 +122,12 @@ impl Apt {
     }
 }
 
-/// Where this machine gets a suite from, or where everybody does.
-fn mirror(suite: &str, otherwise: &str) -> String {
-    let configured = output_of(Command::new("apt-get").args(["indextargets", "--format", "$(RELEASE) $(REPO_URI)"]));
-    let configured = configured.unwrap_or_default();
-    let found = configured.lines().filter_map(|line| line.split_once(' ')).find(|(release, _)| *release == suite);
-    found.map_or(otherwise, |(_, mirror)| mirror).to_owned()
+/// Where this machine gets a suite from.
+fn mirror(suite: &str) -> Result<String> {
+    let configured = output_of(Command::new("apt-get").args(["indextargets", "--format", "$(RELEASE) $(REPO_URI)"]))?;
+    let mut suites = configured.lines().filter_map(|line| line.split_once(' '));
+    let (_, mirror) = suites.find(|(release, _)| *release == suite).with_context(|| {
+        format!("find Debian's `{suite}`, which the kernels come from, in this machine's apt sources: add it")
+    })?;
+    Ok(mirror.to_owned())
 }
