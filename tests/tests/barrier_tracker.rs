@@ -319,12 +319,18 @@ fn so_many_such_callers_that_all_threads_are_lost_hold_up_nobody() -> Result<()>
     let house = House::new(Oci::Runc)?;
     let barrier = Barrier::start(KEEPER, &[house.runtime.program()], BUDGET, Answer::AtOnce)?;
     let mut hung: Vec<HungCaller> = Vec::new();
-    // One after the other: while the keeper is impatient, an execution is let go before anybody reads its arguments.
-    while barrier.stats.lost_threads.load(Ordering::Relaxed) < 16 {
-        assert!(hung.len() < 200, "threads are lost");
-        hung.push(HungCaller::start("never", &house.runtime)?);
-        house.execute()?;
-    }
+    // One after the other: while the keeper is impatient, an execution is let go before anybody reads its arguments. An
+    // ordinary one makes it patient again.
+    eventually("threads are lost", || {
+        house.execute().expect("it is not denied");
+        if barrier.stats.lost_threads.load(Ordering::Relaxed) >= 16 {
+            return Some(());
+        }
+        let mut caller = HungCaller::start("never", &house.runtime).expect("it can be started");
+        caller.allowed_after().expect("it is allowed in the end");
+        hung.push(caller);
+        None
+    });
     let refused = barrier.stats.refused_jobs.load(Ordering::Relaxed);
     let took = house.execute()?;
     assert!(took < RUN);

@@ -112,10 +112,12 @@ fn containers_from_before_and_new_ones_are_told_alike_and_truly() -> Result<()> 
     let options = ["--label", "tier=test", "--annotation", "color=red"];
     containerd.run("default", &alike_before, &options, SLEEP)?;
     let mut source = Source::start(&containerd)?;
-    let before = source.until_state(&alike_before, State::Running);
+    // What its bundle and the kernel say can be there before containerd's own word.
+    let told = |container: &Container| container.state == State::Running && container.image.is_some();
+    let before = source.until(&alike_before, "containerd told of it", told);
 
     containerd.run("default", &alike_after, &options, SLEEP)?;
-    let after = source.until_state(&alike_after, State::Running);
+    let after = source.until(&alike_after, "containerd told of it", told);
     assert_eq!(alike(&before), alike(&after));
 
     for container in [&before, &after] {

@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use tracker::container::State;
 use tracker::{BootTime, Config, Lookup, Reader, Tracker};
-use tracker_common::table::Loss;
+use tracker_tests::child::Child;
 use tracker_tests::daemon::Daemon;
 use tracker_tests::house::{House, PATIENT};
 use tracker_tests::runc::Kind;
@@ -166,58 +166,33 @@ fn numbers_that_are_used_again_are_never_told_for_another_container() -> Result<
 
 #[test]
 fn records_lost_in_a_tiny_ring_buffer_are_counted_and_repaired() -> Result<()> {
-    require!(Kind::Runc.requirement(), kernel::btf());
-    const CONTAINERS: usize = 24;
+    require!(Kind::Runc.requirement(), requirement::tracker(), kernel::btf());
+    const CONTAINERS: usize = 8;
+    // 4 KiB hold fewer than 40 records.
+    const RECORDS: usize = 100;
     let house = House::new(Kind::Runc)?;
     // Not held: the probes are the only witness of births.
     let config =
         house.config(PATIENT, "[kernel]\nring-bytes = 4096\n").replace("[barrier]", "[barrier]\nenabled = false");
-    let mut config: Config = toml::from_str(&config)?;
-    config.proc.roots = vec![house.runtime().root().to_owned()];
-    let tracker = Tracker::start(config)?;
-    let lost = || tracker.stats().kernel.lost(Loss::ProcessRecord);
-    // 4 KiB hold fewer than 40 records; eight processes at once make more while the reader is scheduled. Were it too
-    // fast all the same, there would be another burst.
-    let burst = |round: usize| {
-        thread::scope(|scope| {
-            for worker in 0..8 {
-                scope.spawn(move || {
-                    let child =
-                        || tracker_tests::child::Child::exiting(libc::CLONE_NEWNS, 0).expect("it can be cloned");
-                    for _ in 0..20 {
-                        child().finish().expect("it ends");
-                    }
-                    (worker, round)
-                });
-            }
-        });
-    };
-    let mut containers = Vec::new();
-    let house = &house;
-    thread::scope(|scope| -> Result<()> {
-        let started = scope.spawn(move || -> Result<Vec<_>> {
-            (0..CONTAINERS).map(|number| house.started(&format!("ring-{number}"))).collect()
-        });
-        let mut rounds = 0;
-        while !started.is_finished() || lost() == 0 {
-            burst(rounds);
-            rounds += 1;
-            assert!(rounds < 2_000, "a ring buffer of one page is never full");
-        }
-        containers = started.join().expect("no panic")?;
-        Ok(())
-    })?;
-    assert!(lost() > 0);
+    let mut daemon = Daemon::start(&config)?;
+    let scans = daemon.metric("tracker_scans_total")?;
 
-    let scans = || tracker.stats().scan.scans.load(Ordering::Relaxed);
-    eventually("a loss is answered with an audit", || (scans() >= 2).then_some(()));
-    let mut reader = tracker.reader();
+    // The probes go on while nobody reads what they record.
+    daemon.process().signal(Signal::SIGSTOP)?;
+    for _ in 0..RECORDS {
+        Child::exiting(libc::CLONE_NEWNS, 0)?.finish()?;
+    }
+    let containers =
+        (0..CONTAINERS).map(|number| house.started(&format!("ring-{number}"))).collect::<Result<Vec<_>>>()?;
+    daemon.process().signal(Signal::SIGCONT)?;
+
+    let counted = |name: &str, least: f64| daemon.metric(name).ok().filter(|count| *count >= least).map(drop);
+    eventually("losses are counted", || counted("tracker_probe_losses_total", CONTAINERS as f64));
+    eventually("a loss is answered with an audit", || counted("tracker_scans_total", scans + 1.0));
     for container in &containers {
-        let known = eventually(&format!("{} is known", container.id()), || {
-            let known = reader.by_pid(container.pid()).container()?;
-            (*known.id == *container.id() && known.state == State::Running).then(|| known.clone())
-        });
-        assert_eq!(known.namespaces.mnt, kernel::namespace(container.pid(), "mnt")?);
+        let known = eventually(&format!("{} is known", container.id()), || daemon.in_state(container.id(), "running"));
+        assert_eq!(known["pid"], container.pid());
+        assert_eq!(known["mntns"], kernel::namespace(container.pid(), "mnt")?);
     }
     Ok(())
 }
