@@ -7,17 +7,14 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
-use serde_json::json;
 use tempfile::TempDir;
 
-use crate::bundle::RootFs;
 use crate::process::{self, Process};
 use crate::runc::{Kind, Runtime};
 use crate::wait::{PATIENCE, within};
-use crate::{kernel, requirement};
+use crate::{image, kernel, kubelet, requirement};
 
-/// The image that [`Containerd::import_image`] makes.
-pub const IMAGE: &str = "docker.io/library/busybox:test";
+pub use crate::image::IMAGE;
 
 /// A running daemon. All that it started ends with it.
 pub struct Containerd {
@@ -29,12 +26,27 @@ pub struct Containerd {
 impl Containerd {
     /// Starts a daemon and waits until it answers.
     pub fn start() -> Result<Containerd> {
+        Self::start_with(|_| Ok(String::new()))
+    }
+
+    /// The same with the plugin that a kubelet talks to, for [`Kubelet`](kubelet::Kubelet). Its images are imported.
+    pub fn start_with_cri() -> Result<Containerd> {
+        let containerd = Self::start_with(kubelet::configure)?;
+        containerd.import_image(kubelet::NAMESPACE)?;
+        Ok(containerd)
+    }
+
+    /// `more` may prepare files in the daemon's directory, and returns what is added to its configuration.
+    fn start_with(more: impl FnOnce(&Containerd) -> Result<String>) -> Result<Containerd> {
         // Short: a socket's path has at most 107 bytes.
         let directory =
             tempfile::Builder::new().prefix("ctrd-").tempdir().context("create a directory for containerd")?;
         let runtime = Runtime::copy(Kind::Runc, directory.path())?;
         let mut containerd = Containerd { daemon: None, runtime, directory };
-        fs::write(containerd.path("config.toml"), containerd.config()).context("write containerd's config")?;
+        let more = more(&containerd)?;
+        let disabled = if more.is_empty() { "\"io.containerd.grpc.v1.cri\", " } else { "" };
+        let config = containerd.config(disabled) + &more;
+        fs::write(containerd.path("config.toml"), config).context("write containerd's config")?;
         containerd.restart()?;
         Ok(containerd)
     }
@@ -121,11 +133,12 @@ impl Containerd {
         pid.with_context(|| format!("find the task `{id}` in: {tasks}"))
     }
 
-    /// Imports [`IMAGE`] into a containerd namespace and unpacks it. Returns its manifest's digest.
+    /// Imports [`IMAGE`] and [`PAUSE_IMAGE`](image::PAUSE_IMAGE) into a containerd namespace and unpacks them. Returns
+    /// the digest of [`IMAGE`]'s manifest.
     pub fn import_image(&self, namespace: &str) -> Result<String> {
         let layout = self.path("image");
         if !layout.exists() {
-            write_layout(&layout)?;
+            image::write_layout(&layout)?;
         }
         let archive = self.path("image.tar");
         process::run(Command::new("tar").arg("-C").arg(&layout).arg("-cf").arg(&archive).arg("."))?;
@@ -138,15 +151,16 @@ impl Containerd {
         self.directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A file or directory of its own, which goes with it.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    fn config(&self) -> String {
-        // What is disabled needs the network, other file systems, or minutes.
+    fn config(&self, disabled: &str) -> String {
+        // What is disabled always needs the network, other file systems, or minutes.
         format!(
             "version = 2\nroot = {root:?}\nstate = {state:?}\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\", \"io.containerd.snapshotter.v1.btrfs\", \
+             disabled_plugins = [{disabled}\"io.containerd.snapshotter.v1.btrfs\", \
              \"io.containerd.snapshotter.v1.aufs\", \"io.containerd.snapshotter.v1.zfs\", \
              \"io.containerd.snapshotter.v1.devmapper\", \"io.containerd.internal.v1.opt\", \
              \"io.containerd.tracing.processor.v1.otlp\"]\n[grpc]\naddress = {socket:?}\n[ttrpc]\naddress = {ttrpc:?}\n",
@@ -195,53 +209,4 @@ fn names(pid: u32, path: &Path) -> bool {
 fn parent(pid: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit_once(") ")?.1.split(' ').nth(1)?.parse().ok()
-}
-
-/// Writes an OCI image layout, and the manifest's digest beside it in `digest`.
-fn write_layout(layout: &Path) -> Result<()> {
-    let blobs = layout.join("blobs/sha256");
-    fs::create_dir_all(&blobs).context("create an image's directory")?;
-    let files = tempfile::tempdir().context("create a directory for an image's files")?;
-    let root = RootFs::create(files.path())?;
-    let layer = files.path().join("layer.tar");
-    process::run(Command::new("tar").arg("-C").arg(root.path()).arg("-cf").arg(&layer).arg("."))?;
-
-    let layer = blob(&blobs, &fs::read(&layer).context("read a layer")?)?;
-    let config = json!({
-        "architecture": if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" },
-        "os": "linux",
-        "config": { "Cmd": ["/bin/sh"], "Env": ["PATH=/bin"] },
-        "rootfs": { "type": "layers", "diff_ids": [layer.0] },
-    });
-    let config = blob(&blobs, config.to_string().as_bytes())?;
-    let manifest = json!({
-        "schemaVersion": 2,
-        "mediaType": "application/vnd.oci.image.manifest.v1+json",
-        "config": { "mediaType": "application/vnd.oci.image.config.v1+json", "digest": config.0, "size": config.1 },
-        "layers": [{ "mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": layer.0, "size": layer.1 }],
-    });
-    let manifest = blob(&blobs, manifest.to_string().as_bytes())?;
-    let index = json!({
-        "schemaVersion": 2,
-        "manifests": [{
-            "mediaType": "application/vnd.oci.image.manifest.v1+json",
-            "digest": manifest.0,
-            "size": manifest.1,
-            "annotations": { "io.containerd.image.name": IMAGE },
-        }],
-    });
-    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).context("write an image's layout")?;
-    fs::write(layout.join("index.json"), index.to_string()).context("write an image's index")?;
-    fs::write(layout.join("digest"), &manifest.0).context("write an image's digest")
-}
-
-/// Stores bytes under their digest; returns it with their length.
-fn blob(blobs: &Path, bytes: &[u8]) -> Result<(String, usize)> {
-    let file = blobs.join("new");
-    fs::write(&file, bytes).context("write a blob")?;
-    let printed = Command::new("sha256sum").arg(&file).output().context("run sha256sum")?;
-    let printed = String::from_utf8_lossy(&printed.stdout);
-    let digest = printed.split(' ').next().filter(|digest| digest.len() == 64).context("a digest from sha256sum")?;
-    fs::rename(&file, blobs.join(digest)).context("name a blob")?;
-    Ok((format!("sha256:{digest}"), bytes.len()))
 }

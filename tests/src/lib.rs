@@ -18,6 +18,8 @@ pub mod containerd;
 pub mod daemon;
 pub mod demo;
 pub mod house;
+pub mod image;
+pub mod kubelet;
 pub mod process;
 pub mod runc;
 
