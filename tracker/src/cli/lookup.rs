@@ -1,4 +1,4 @@
-//! `tracker lookup`: whose number is this?
+//! `tracker lookup`: whose number is this, and what is in this pod?
 
 use std::io::Write;
 
@@ -10,11 +10,11 @@ use super::columns::CONTAINER;
 use super::error::Failure;
 use super::output::{self, Format, ListOptions};
 
-/// Tell whose a mount ns, net ns, cgroup or pid is, or was.
+/// Tell whose a mount ns, net ns, cgroup or pid is, or was; or what containers a pod has, or had.
 #[derive(Debug, Args)]
 pub(crate) struct Ask {
     #[command(flatten)]
-    number: Number,
+    subject: Subject,
     /// The moment to ask about: RFC 3339, or nanoseconds since boot.
     #[arg(long, value_name = "MOMENT")]
     at: Option<String>,
@@ -24,7 +24,7 @@ pub(crate) struct Ask {
 
 #[derive(Debug, Args)]
 #[group(required = true, multiple = false)]
-struct Number {
+struct Subject {
     /// Inode number of a mount namespace, as in `readlink /proc/PID/ns/mnt`.
     #[arg(long, value_name = "INODE")]
     mntns: Option<u32>,
@@ -37,24 +37,28 @@ struct Number {
     /// Pid of a container's init process.
     #[arg(long)]
     pid: Option<u32>,
+    /// A pod: its containers, and its sandbox.
+    #[arg(long, value_name = "NAMESPACE/NAME")]
+    pod: Option<String>,
 }
 
-impl Number {
+impl Subject {
     fn parameter(&self) -> (&'static str, String) {
-        let Number { mntns, netns, cgroup, pid } = self;
-        let number = |name, number: &dyn ToString| (name, number.to_string());
-        match (mntns, netns, cgroup, pid) {
-            (Some(ns), ..) => number("mntns", ns),
-            (_, Some(ns), ..) => number("netns", ns),
-            (_, _, Some(id), _) => number("cgroup", id),
-            (.., pid) => number("pid", &pid.unwrap_or_default()),
+        let Subject { mntns, netns, cgroup, pid, pod } = self;
+        let value = |name, value: &dyn ToString| (name, value.to_string());
+        match (mntns, netns, cgroup, pod, pid) {
+            (Some(ns), ..) => value("mntns", ns),
+            (_, Some(ns), ..) => value("netns", ns),
+            (_, _, Some(id), ..) => value("cgroup", id),
+            (_, _, _, Some(pod), _) => value("pod", pod),
+            (.., pid) => value("pid", &pid.unwrap_or_default()),
         }
     }
 }
 
 pub(crate) async fn run(ask: Ask, client: &Client, out: &mut impl Write) -> Result<(), Failure> {
-    let (name, number) = ask.number.parameter();
-    let mut query = vec![(name, number.as_str())];
+    let (name, value) = ask.subject.parameter();
+    let mut query = vec![(name, value.as_str())];
     query.extend(ask.at.as_deref().map(|at| ("at", at)));
     let found: Lookup = client.get("/v1/lookup", &query).await?;
     let answer = found.answer;
@@ -66,7 +70,9 @@ pub(crate) async fn run(ask: Ask, client: &Client, out: &mut impl Write) -> Resu
         (_, Answer::Containers) => output::list(out, found.containers, CONTAINER, |c| &c.id, &ask.list)?,
     }
     match answer {
-        Answer::Unknown => Err(Failure::NotFound(format!("{name} {number}: unknown at {}", found.at))),
+        Answer::Unknown => {
+            Err(Failure::NotFound(format!("{name} {}: unknown at {}", output::escape(&value), found.at)))
+        }
         Answer::Host | Answer::Containers => Ok(()),
     }
 }

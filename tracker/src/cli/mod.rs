@@ -129,10 +129,12 @@ mod tests {
     }
 
     #[test]
-    fn a_lookup_names_exactly_one_number() {
+    fn a_lookup_names_exactly_one_number_or_pod() {
         for (line, accepted) in [
             (&["tracker", "lookup", "--mntns", "1"][..], true),
             (&["tracker", "lookup", "--pid", "1", "--at", "5"], true),
+            (&["tracker", "lookup", "--pod", "default/web"], true),
+            (&["tracker", "lookup", "--pod", "default/web", "--pid", "1"], false),
             (&["tracker", "lookup"], false),
             (&["tracker", "lookup", "--pid", "1", "--mntns", "2"], false),
         ] {

@@ -399,7 +399,21 @@ impl Reader {
         same.map(|(_, container)| &**container).collect()
     }
 
-    /// All containers of a pod, its sandbox included, earlier runs first.
+    /// The containers of a pod, its sandbox included, that were there at an event's time: born, and their init not ended.
+    pub fn by_pod_at(&mut self, namespace: &str, name: &str, at: BootTime) -> Vec<&Container> {
+        let was_there = |container: &&Container| {
+            container.created_at.is_none_or(|born| born <= at)
+                && match container.exited_at {
+                    Some(ended) => at < ended,
+                    None => !container.state.is_over(),
+                }
+        };
+        let mut containers = self.by_pod(namespace, name);
+        containers.retain(was_there);
+        containers
+    }
+
+    /// All containers of a pod, its sandbox included, earlier runs first; those that are over too, while they linger.
     pub fn by_pod(&mut self, namespace: &str, name: &str) -> Vec<&Container> {
         let from: (Str, Str, u64) = (namespace.into(), name.into(), 0);
         let same = self.view().pods.range(from..).take_while(|((ns, of, _), _)| **ns == *namespace && **of == *name);

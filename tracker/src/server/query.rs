@@ -21,6 +21,20 @@ pub(super) enum Number {
     Pid(u32),
 }
 
+/// What a look-up is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// Whoever has this number.
+    Number(Number),
+    /// The containers of a pod.
+    Pod {
+        /// Pod namespace.
+        namespace: String,
+        /// Pod name.
+        name: String,
+    },
+}
+
 /// The moment of a question.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Moment {
@@ -31,9 +45,9 @@ pub(super) enum Moment {
 }
 
 /// `GET /v1/lookup`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct LookupQuery {
-    pub(super) number: Number,
+    pub(super) subject: Subject,
     /// Absent means now.
     pub(super) at: Option<Moment>,
 }
@@ -50,8 +64,23 @@ pub(super) struct ListQuery {
 }
 
 pub(super) fn lookup(query: &str) -> Result<LookupQuery, Refused> {
-    let [mntns, netns, cgroup, pid, at] = parameters(query, ["mntns", "netns", "cgroup", "pid", "at"])?;
-    Ok(LookupQuery { number: one_number(mntns, netns, cgroup, pid)?, at: at.map(|at| moment(&at)).transpose()? })
+    let [mntns, netns, cgroup, pid, pod, at] = parameters(query, ["mntns", "netns", "cgroup", "pid", "pod", "at"])?;
+    let subject = match (pod, &mntns, &netns, &cgroup, &pid) {
+        (Some(pod), None, None, None, None) => parse_pod(&pod)?,
+        (Some(_), ..) => return Err(Refused::bad("ask about a pod or about a number, not both")),
+        (None, ..) => Subject::Number(one_number(mntns, netns, cgroup, pid)?),
+    };
+    Ok(LookupQuery { subject, at: at.map(|at| moment(&at)).transpose()? })
+}
+
+fn parse_pod(text: &str) -> Result<Subject, Refused> {
+    // A namespace of Kubernetes contains no slash.
+    let parts = text.split_once('/').filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty());
+    let (namespace, name) = parts.ok_or_else(|| {
+        Refused::bad(format!("pod={} is not a pod", text.escape_debug()))
+            .remedy("give its namespace and its name, for example default/web")
+    })?;
+    Ok(Subject::Pod { namespace: namespace.to_owned(), name: name.to_owned() })
 }
 
 /// `GET /v1/explain?pid=|mntns=`.
@@ -140,7 +169,8 @@ mod tests {
     #[test]
     fn a_lookup_names_one_number_and_perhaps_a_moment() {
         let ask = |query: &str| lookup(query).unwrap();
-        assert_eq!(ask("mntns=4026532253"), LookupQuery { number: Number::MountNs(4026532253), at: None });
+        let subject = Subject::Number(Number::MountNs(4026532253));
+        assert_eq!(ask("mntns=4026532253"), LookupQuery { subject, at: None });
         let then = ask("pid=7&at=123").at;
         assert_eq!(then, Some(Moment::Boot(BootTime(123))));
         for (spelling, moment) in [
@@ -154,10 +184,21 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_is_its_namespace_and_its_name() {
+        let subject = |query: &str| lookup(query).unwrap().subject;
+        let web = Subject::Pod { namespace: "shop".into(), name: "web".into() };
+        assert_eq!(subject("pod=shop/web"), web);
+        assert_eq!(subject("pod=shop%2Fweb&at=1"), web);
+    }
+
+    #[test]
     fn what_makes_no_sense_is_refused_with_its_name() {
         for (query, expected) in [
             ("", "exactly one"),
             ("mntns=1&pid=2", "exactly one"),
+            ("pod=shop/web&pid=2", "not both"),
+            ("pod=web", "pod=web"),
+            ("pod=shop/", "pod=shop/"),
             ("mntns=-1", "mntns=-1"),
             ("mntns=4294967296", "in range"),
             ("pid=1&pid=2", "twice"),
@@ -189,7 +230,7 @@ mod tests {
 
         #[test]
         fn no_almost_right_query_panics(
-            name in "mntns|netns|cgroup|pid|at|all|kind|selector",
+            name in "mntns|netns|cgroup|pid|pod|at|all|kind|selector",
             value in "[-+0-9TZ:.%a-z ]{0,40}",
         ) {
             let query = format!("{name}={value}&at={value}");

@@ -15,7 +15,7 @@ use super::answer::{Refused, json};
 use super::api::{self, Answer, Missing, Probe, Provenance, SourceLine, StoryLine};
 use super::clock::WallClock;
 use super::limits::Limits;
-use super::query::{self, ListQuery, LookupQuery, Moment, Number};
+use super::query::{self, ListQuery, LookupQuery, Moment, Number, Subject};
 use super::registrations::{self, Registrations};
 use super::watch;
 use crate::collection::story::{Story, Who};
@@ -24,6 +24,7 @@ use crate::container::{Container, Kind, Pod, Str};
 use crate::metrics;
 use crate::selector::Selector;
 use crate::source::health::Condition;
+use crate::time::BootTime;
 use crate::tracker::Handle;
 
 /// What all requests share.
@@ -127,22 +128,19 @@ fn no_such_container(id: &str) -> Refused {
 }
 
 async fn lookup(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
-    let LookupQuery { number, at } = query::lookup(&query.unwrap_or_default())?;
-    let now = crate::BootTime::now();
+    let LookupQuery { subject, at } = query::lookup(&query.unwrap_or_default())?;
+    let now = BootTime::now();
     let then = at.map(|at| match at {
         Moment::Boot(at) => at,
         Moment::Wall(at) => face.clock.boot(at),
     });
     let mut reader = face.reader();
-    let (answer, containers) = match (number, then) {
-        (Number::MountNs(ns), None) => one(reader.by_mntns(ns)),
-        (Number::MountNs(ns), Some(at)) => one(reader.by_mntns_at(ns, at)),
-        (Number::NetNs(ns), None) => many(reader.by_netns(ns)),
-        (Number::NetNs(ns), Some(at)) => many(reader.by_netns_at(ns, at)),
-        (Number::Cgroup(id), None) => many(reader.by_cgroup(id)),
-        (Number::Cgroup(id), Some(at)) => many(reader.by_cgroup_at(id, at)),
-        (Number::Pid(pid), None) => one(reader.by_pid(pid)),
-        (Number::Pid(pid), Some(at)) => one(reader.by_pid_at(pid, at)),
+    let (answer, containers) = match &subject {
+        Subject::Number(number) => by_number(&mut reader, *number, then),
+        Subject::Pod { namespace, name } => {
+            let containers = reader.by_pod_at(namespace, name, then.unwrap_or(now));
+            (if containers.is_empty() { Answer::Unknown } else { Answer::Containers }, containers)
+        }
     };
     let lookup = api::Lookup {
         answer,
@@ -151,6 +149,19 @@ async fn lookup(State(face): Shared, RawQuery(query): RawQuery) -> Result<Respon
         containers: containers.into_iter().map(|container| face.wire(container)).collect(),
     };
     Ok(json(StatusCode::OK, &lookup))
+}
+
+fn by_number(reader: &mut Reader, number: Number, then: Option<BootTime>) -> (Answer, Vec<&Container>) {
+    match (number, then) {
+        (Number::MountNs(ns), None) => one(reader.by_mntns(ns)),
+        (Number::MountNs(ns), Some(at)) => one(reader.by_mntns_at(ns, at)),
+        (Number::NetNs(ns), None) => many(reader.by_netns(ns)),
+        (Number::NetNs(ns), Some(at)) => many(reader.by_netns_at(ns, at)),
+        (Number::Cgroup(id), None) => many(reader.by_cgroup(id)),
+        (Number::Cgroup(id), Some(at)) => many(reader.by_cgroup_at(id, at)),
+        (Number::Pid(pid), None) => one(reader.by_pid(pid)),
+        (Number::Pid(pid), Some(at)) => one(reader.by_pid_at(pid, at)),
+    }
 }
 
 fn one(lookup: Lookup<'_>) -> (Answer, Vec<&Container>) {
@@ -264,7 +275,7 @@ async fn dump(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response
     let state = serde_json::json!({
         "version": env!("CARGO_PKG_VERSION"),
         "node": face.node,
-        "now": face.clock.wall(crate::BootTime::now()),
+        "now": face.clock.wall(BootTime::now()),
         "sequence": reader.sequence(),
         "limits": face.limits,
         "sources": source_lines(&face),

@@ -173,6 +173,33 @@ async fn a_number_means_its_container_the_host_or_nothing() {
 }
 
 #[tokio::test]
+async fn a_pod_means_the_containers_that_it_had_at_that_moment() {
+    let served = Served::start(Limits::default());
+    let before = BootTime::now().0;
+    served.state(container("aaa1", 1, before)).await;
+    served.state(container("aaa2", 2, before + 20)).await;
+    served.state(vec![ended(1, before + 30)]).await;
+
+    for (pod, at, expected) in [
+        ("default/shop", None, &["aaa2"][..]),
+        ("default/shop", Some(before - 1), &[]),
+        ("default/shop", Some(before + 10), &["aaa1"]),
+        ("default/shop", Some(before + 25), &["aaa1", "aaa2"]),
+        ("default/shop", Some(before + 30), &["aaa2"]),
+        ("other/shop", None, &[]),
+        ("default/sho", None, &[]),
+    ] {
+        let at_text = at.map(|at| at.to_string());
+        let mut query = vec![("pod", pod)];
+        query.extend(at_text.as_deref().map(|at| ("at", at)));
+        let found: Lookup = served.get("/v1/lookup", &query).await;
+        assert_eq!(found.containers.iter().map(|c| &*c.id).collect::<Vec<_>>(), expected, "{pod} at {at:?}");
+        assert_eq!(found.answer, if expected.is_empty() { Answer::Unknown } else { Answer::Containers }, "{pod}");
+    }
+    assert_eq!(served.refused("/v1/lookup", &[("pod", "shop")]).await.0, 400);
+}
+
+#[tokio::test]
 async fn a_moment_in_an_answer_finds_the_same_container_again() {
     let served = Served::start(Limits::default());
     let born = BootTime::now().0;
