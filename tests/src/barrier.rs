@@ -146,7 +146,12 @@ impl Barrier {
                 return found;
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!left.is_zero(), "{what}: not stated within {PATIENCE:?}, but: {:#?}", state.facts);
+            assert!(
+                !left.is_zero(),
+                "{what}: not stated within {PATIENCE:?}, but: {:#?}; {:?}",
+                state.facts,
+                self.stats
+            );
             state = self.heard.changed.wait_timeout(state, left).unwrap().0;
         }
     }

@@ -1,10 +1,14 @@
 //! A tracker reduced to its barrier, for tests that stop, kill or starve it: `holder KEEPER RUNTIME BUDGET_MS at-once|never|quiet`
-//! holds starts of RUNTIME and answers them at once or never; `quiet` is at once without saying so. Prints `ready`, then lines `ID starts` and
-//! `ID GRADE` for each held start, and for each line of its standard input the counts of its hold times; ends with that input.
+//! holds starts of RUNTIME and answers them at once or never; `quiet` is at once without saying so. With `never` a forked
+//! copy shares all that is open, as when whoever links the tracker forks: it outlives this process if need be.
+//!
+//! Prints `ready`, then lines `ID starts` and `ID GRADE` for each held start, and for each line of its standard input the
+//! counts of its hold times; ends with that input.
 
 #![allow(clippy::print_stdout, reason = "its output is how the test hears from it")]
 
 use std::io::Write;
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,6 +16,8 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::unistd::{ForkResult, fork};
 use tracker::container::State;
 use tracker::fact::What;
 use tracker_tests::barrier::{Answer, Barrier};
@@ -26,6 +32,9 @@ fn main() -> Result<()> {
     let barrier = Barrier::start(keeper, &[Path::new(runtime)], budget, answer)?;
     println!("ready {}", barrier.keeper());
     std::io::stdout().flush()?;
+    if answer == Answer::Never {
+        leave_a_copy()?;
+    }
     let stats = Arc::clone(&barrier.stats);
     let end = thread::spawn(move || {
         for _ in std::io::stdin().lines() {
@@ -53,6 +62,17 @@ fn main() -> Result<()> {
         }
         told = facts.len();
         barrier.wait_for_more(told, Duration::from_millis(100));
+    }
+    Ok(())
+}
+
+/// Forks. The copy ends when the other side of the standard input is closed, whatever became of this process.
+fn leave_a_copy() -> Result<()> {
+    // SAFETY: the copy calls nothing but `poll` and `_exit`.
+    if let ForkResult::Child = unsafe { fork() }? {
+        let _ = poll(&mut [PollFd::new(std::io::stdin().as_fd(), PollFlags::empty())], PollTimeout::NONE);
+        // SAFETY: ends the copy at once.
+        unsafe { libc::_exit(0) };
     }
     Ok(())
 }

@@ -77,8 +77,8 @@ impl HeldPath {
         let caller = match Caller::identify(held.tid, &self.host) {
             Ok(Identity::Root(caller)) => caller,
             Ok(Identity::Stranger(stranger)) => {
-                held.dismiss();
-                return self.count_stranger(stranger);
+                self.count_stranger(stranger);
+                return held.dismiss();
             }
             Err(error) => return self.count_unread(&error),
         };
@@ -215,9 +215,9 @@ impl HeldPath {
         let init = match init::find(&entry, &self.host) {
             Ok(init) => init,
             Err(doubt) => {
+                self.stats.unproven.fetch_add(1, Ordering::Relaxed);
                 held.dismiss();
                 drop(phase);
-                self.stats.unproven.fetch_add(1, Ordering::Relaxed);
                 return self.say(&entry.key, format!("`start` was not held: {doubt}"));
             }
         };

@@ -7,7 +7,8 @@
 //!
 //! - It only ever *allows*.
 //! - No task is held longer than the budget, and at most 64 are held ([`custody`](super::custody)).
-//! - The tracker's end closes the socket, and the keeper ends: closing the group lets everything go on.
+//! - When the tracker ends or closes the socket, the keeper ends: closing the group lets everything go on. The socket alone
+//!   would not tell: what the tracker's process forked shares it until it executes something, and that may be held.
 //! - A read never fails for want of an fd, which the kernel would turn into a *denied* exec: before each read there
 //!   is room for one, from a spare if need be, and a keeper that can make no room ends instead of reading.
 //!
@@ -52,9 +53,12 @@ pub fn keeper_entry() {
     if arguments.next().is_none_or(|name| name != KEEPER_NAME) {
         return;
     }
-    let budget = arguments.next().and_then(|budget| budget.to_str()?.parse().ok());
-    let code = budget.and_then(|budget| become_keeper(Duration::from_millis(budget)).ok());
-    std::process::exit(if code.is_some() { 0 } else { 1 });
+    let mut number = || arguments.next()?.to_str()?.parse::<u32>().ok();
+    let ended = match (number(), number()) {
+        (Some(budget_ms), Some(tracker)) => become_keeper(Duration::from_millis(budget_ms.into()), tracker),
+        _ => Err(End),
+    };
+    std::process::exit(if ended.is_ok() { 0 } else { 1 });
 }
 
 /// Whether [`keeper_entry`] was called in this process.
@@ -66,13 +70,18 @@ pub(crate) fn is_entered() -> bool {
 #[derive(Debug)]
 struct End;
 
-fn become_keeper(budget: Duration) -> Result<(), End> {
+fn become_keeper(budget: Duration, tracker: u32) -> Result<(), End> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned().map_err(|_| End)?;
     if !wire::is_ours(&socket) {
         return Err(End);
     }
     // The clone has the lowest free number, and what lies above is nobody's.
     sys::close_fds_from(socket.as_raw_fd().unsigned_abs() + 1);
+    let tracker_end = sys::pidfd_open(tracker).map_err(|_| End)?;
+    // Whose number that was before has ended, and this process has another parent.
+    if nix::unistd::getppid().as_raw().unsigned_abs() != tracker {
+        return Err(End);
+    }
     // Out of the terminal's and the session's signals, and not where a stuck unmount could find us.
     let _ = nix::unistd::setsid();
     let _ = std::env::set_current_dir("/");
@@ -102,7 +111,7 @@ fn become_keeper(budget: Duration) -> Result<(), End> {
     let _ = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE | on_fault);
     tell(Message::Ready { realtime })?;
     let custody = Custody::new(u64::try_from(budget.as_nanos()).unwrap_or(u64::MAX));
-    Keeper { socket, group, spare: Some(spare), custody, next: 0 }.run()
+    Keeper { socket, tracker_end, group, spare: Some(spare), custody, next: 0 }.run()
 }
 
 /// As many fds as this process may have: 64 held ones must always fit.
@@ -118,6 +127,8 @@ fn now_ns() -> u64 {
 
 struct Keeper {
     socket: OwnedFd,
+    /// Readable when the tracker's process has ended.
+    tracker_end: OwnedFd,
     group: Fanotify,
     /// Closed to make room for an event's fd when there is none.
     spare: Option<OwnedFd>,
@@ -129,8 +140,8 @@ struct Keeper {
 impl Keeper {
     fn run(mut self) -> Result<(), End> {
         loop {
-            self.wait()?;
-            if !self.listen()? {
+            let tracker_ended = self.wait()?;
+            if tracker_ended || !self.listen()? {
                 // Said rather than left to the end of the process: the kernel would allow them just the same.
                 let held: Vec<_> = self.custody.drain().collect();
                 return held.into_iter().try_for_each(|held| self.allow(held.task));
@@ -142,8 +153,8 @@ impl Keeper {
         }
     }
 
-    /// Sleeps until there is something to do.
-    fn wait(&self) -> Result<(), End> {
+    /// Sleeps until there is something to do; `true` when the tracker has ended.
+    fn wait(&self) -> Result<bool, End> {
         let timeout = match self.custody.deadline() {
             None => PollTimeout::NONE,
             Some(deadline) => {
@@ -151,9 +162,11 @@ impl Keeper {
                 PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX)
             }
         };
-        let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
-        match poll(&mut [readable(self.socket.as_fd()), readable(self.group.as_fd())], timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
+        let mut fds = [self.tracker_end.as_fd(), self.socket.as_fd(), self.group.as_fd()]
+            .map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut fds, timeout) {
+            Ok(_) => Ok(fds[0].any().unwrap_or(true)),
+            Err(Errno::EINTR) => Ok(false),
             Err(_) => Err(End),
         }
     }

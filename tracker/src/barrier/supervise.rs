@@ -445,7 +445,7 @@ impl Keeper {
         let program = config.keeper_program.as_deref().unwrap_or(Path::new("/proc/self/exe"));
         let child = Command::new(program)
             .arg0(KEEPER_NAME)
-            .arg(config.budget().as_millis().to_string())
+            .args([config.budget().as_millis().to_string(), std::process::id().to_string()])
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
