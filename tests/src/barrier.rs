@@ -87,8 +87,9 @@ impl Barrier {
         let audit = move || {
             count.fetch_add(1, Ordering::Relaxed);
         };
-        let (handle, supervisor) = barrier::Barrier::start(config, facts, health.clone(), Arc::clone(&stats), audit)
-            .context("start a barrier")?;
+        let (handle, supervisor) =
+            barrier::Barrier::start(config, facts, health.clone(), Arc::clone(&stats), audit, Box::new(|_| None))
+                .context("start a barrier")?;
         let heard = Arc::new(Ear::default());
         heard.deaf.store(answer == Answer::Never, Ordering::Relaxed);
         let ear = Arc::clone(&heard);

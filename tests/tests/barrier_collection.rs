@@ -48,7 +48,8 @@ impl House {
             ..barrier::Config::default()
         };
         let stats = Arc::new(Stats::default());
-        let (barrier, supervisor) = Barrier::start(config, tracker.facts().clone(), HealthBoard::new(), stats, || ())?;
+        let (barrier, supervisor) =
+            Barrier::start(config, tracker.facts().clone(), HealthBoard::new(), stats, || (), Box::new(|_| None))?;
         let supervisor = Some(thread::spawn(move || supervisor.run()));
         let house = House { temp, root, runtime, tracker, barrier, supervisor };
         eventually("the runtime is marked", || (house.barrier.marked().len() == 1).then_some(()));

@@ -31,8 +31,8 @@ pub enum Domain {
     Host,
     /// One user, by kernel uid.
     User(u32),
-    /// Whatever runs inside the container with this mount namespace.
-    Container(u32),
+    /// Whatever runs inside the container with this init process: callers in its mount namespace, with its paths.
+    Container(TaskId),
 }
 
 /// A container as its runtime names it. Two runtimes, or two namespaces of one runtime, may use the same id.
@@ -119,7 +119,7 @@ impl fmt::Display for ContainerId {
 }
 
 /// One process, never mistaken for a later one with the same pid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct TaskId {
     /// Thread group id in the host's pid namespace.
     pub pid: u32,

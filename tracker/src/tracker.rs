@@ -167,7 +167,14 @@ impl Tracker {
 
     fn start_barrier(&mut self, config: &Config, audits: AuditRequest) -> Result<(), StartError> {
         let Handle { facts, health, stats, .. } = self.handle.clone();
-        let started = Barrier::start(config.barrier.clone(), facts, health, stats.barrier, move || audits.ask());
+        let published = Arc::clone(&self.handle.published);
+        let outers = Box::new(move |mntns| {
+            let mut reader = Reader::new(Arc::clone(&published));
+            let outer = reader.by_mntns(mntns).container()?;
+            Some(barrier::Outer { init: outer.task?, is_vouched_for: outer.kind.is_vouched_for() })
+        });
+        let audit = move || audits.ask();
+        let started = Barrier::start(config.barrier.clone(), facts, health, stats.barrier, audit, outers);
         match started {
             Ok((barrier, supervisor)) => {
                 self.barrier = Some(barrier);

@@ -1,21 +1,31 @@
 //! What the barrier remembers of containers between their `create` and their `start`.
 //!
 //! Bounded: [`MOST_ENTRIES`] containers, the longest unused is forgotten for a new one. What is forgotten is read again
-//! from the runtime's state directory when its `start` comes.
+//! from the runtime's state directory when its `start` comes. Nested callers have [`MOST_NESTED`] of these among
+//! themselves, so that none of them can make us forget the host's.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::container::{ContainerId, ContainerKey, TaskId};
+use crate::container::{ContainerId, ContainerKey, Domain, TaskId};
 use crate::fact::Statement;
 use crate::time::BootTime;
 
 /// Most containers remembered.
 const MOST_ENTRIES: usize = 4096;
 
-/// How an OCI runtime knows a container: by its state directory and the id in it.
-pub(super) type Place = (PathBuf, ContainerId);
+/// Most containers remembered whose callers are nested.
+const MOST_NESTED: usize = 512;
+
+/// How an OCI runtime knows a container: by its state directory and the id in it. The same directory is another one in
+/// another domain.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Place {
+    pub(super) domain: Domain,
+    pub(super) root: PathBuf,
+    pub(super) id: ContainerId,
+}
 
 /// One container, from the moment we heard of it.
 #[derive(Debug)]
@@ -73,13 +83,33 @@ struct Shelf {
     uses: u64,
 }
 
+impl Place {
+    fn is_nested(&self) -> bool {
+        self.domain != Domain::Host
+    }
+}
+
+impl Shelf {
+    fn count(&self, which: impl Fn(&Place) -> bool) -> usize {
+        self.entries.keys().filter(|place| which(place)).count()
+    }
+
+    fn forget_oldest(&mut self, which: impl Fn(&Place) -> bool) {
+        let candidates = self.entries.iter().filter(|(place, _)| which(place));
+        if let Some(place) = candidates.min_by_key(|(_, (_, used))| *used).map(|(place, _)| place.clone()) {
+            self.entries.remove(&place);
+        }
+    }
+}
+
 impl Book {
     /// Remembers a container; returns the one that had its place.
     pub(super) fn insert(&self, entry: &Arc<Entry>) -> Option<Arc<Entry>> {
         let mut shelf = self.lock();
-        if shelf.entries.len() >= MOST_ENTRIES {
-            let oldest = shelf.entries.iter().min_by_key(|(_, (_, used))| *used).map(|(place, _)| place.clone());
-            oldest.and_then(|place| shelf.entries.remove(&place));
+        if entry.place.is_nested() && shelf.count(Place::is_nested) >= MOST_NESTED {
+            shelf.forget_oldest(Place::is_nested);
+        } else if shelf.entries.len() >= MOST_ENTRIES {
+            shelf.forget_oldest(|_| true);
         }
         shelf.uses += 1;
         let used = shelf.uses;
@@ -107,12 +137,33 @@ impl Book {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::container::Domain;
+
+    fn entry_in(domain: Domain, number: usize) -> Arc<Entry> {
+        let id = ContainerId::new(&format!("c{number}")).unwrap();
+        let key = ContainerKey { domain, scope: "oci/run/runc".into(), id: id.clone() };
+        let place = Place { domain, root: "/run/runc".into(), id };
+        Entry::new(key, place, None, None, Statement::default())
+    }
 
     fn entry(number: usize) -> Arc<Entry> {
-        let id = ContainerId::new(&format!("c{number}")).unwrap();
-        let key = ContainerKey { domain: Domain::Host, scope: "oci/run/runc".into(), id: id.clone() };
-        Entry::new(key, ("/run/runc".into(), id), None, None, Statement::default())
+        entry_in(Domain::Host, number)
+    }
+
+    #[test]
+    fn nested_callers_neither_take_a_host_containers_place_nor_make_it_forgotten() {
+        let book = Book::default();
+        let outer = |pid| Domain::Container(TaskId { pid, start_ticks: 7 });
+        let host = entry(0);
+        book.insert(&host);
+        assert!(book.insert(&entry_in(outer(1), 0)).is_none());
+        assert!(book.insert(&entry_in(outer(2), 0)).is_none());
+        assert_eq!(book.get(&host.place).unwrap().key, host.key);
+        for number in 1..2 * MOST_NESTED {
+            book.insert(&entry_in(outer(1), number));
+        }
+        assert!(book.get(&host.place).is_some());
+        assert!(book.get(&entry_in(outer(2), 0).place).is_none(), "the longest unused of theirs");
+        assert!(book.get(&entry_in(outer(1), 2 * MOST_NESTED - 1).place).is_some());
     }
 
     #[test]

@@ -2,23 +2,27 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use nix::fcntl::AT_FDCWD;
-
+use super::caller::Root;
 use crate::container::ContainerId;
 use crate::enrich::{oci, scope};
 use crate::fact::Statement;
-use crate::source::file::{Walk, read_regular};
 
-/// What the bundle says about the container; `config` is the file to read instead of its `config.json`. One that cannot be
-/// read leaves a reason.
-pub(super) fn statement(bundle: &Path, config: Option<&Path>, id: &ContainerId, oci_runtime: &str) -> Statement {
+/// What the bundle below `root` says about the container; `config` is the file to read instead of its `config.json`. One
+/// that cannot be read leaves a reason.
+pub(super) fn statement(
+    root: &Root,
+    bundle: &Path,
+    config: Option<&Path>,
+    id: &ContainerId,
+    oci_runtime: &str,
+) -> Statement {
     let mut statement = Statement {
         bundle: Some(bundle.to_string_lossy().into()),
         runtime: Some(scope::runtime(bundle, id, oci_runtime)),
         ..Statement::default()
     };
     let file = bundle.join(config.unwrap_or(Path::new("config.json")));
-    match read_regular(AT_FDCWD, &file, Walk::Free, oci::MAX_LEN as u64) {
+    match root.read(&file, oci::MAX_LEN as u64) {
         Err(error) => statement.missing.push(("bundle", format!("read `{}`: {error}", file.display()).into())),
         Ok(bytes) => match oci::parse(&bytes) {
             Ok(facts) => facts.apply(&mut statement),
@@ -30,8 +34,7 @@ pub(super) fn statement(bundle: &Path, config: Option<&Path>, id: &ContainerId, 
 
 /// Whether a bundle's `config.json` is there to be read and makes sense.
 pub(super) fn is_readable(bundle: &Path) -> bool {
-    read_regular(AT_FDCWD, &bundle.join("config.json"), Walk::Free, oci::MAX_LEN as u64)
-        .is_ok_and(|bytes| oci::parse(&bytes).is_ok())
+    Root::Host.read(&bundle.join("config.json"), oci::MAX_LEN as u64).is_ok_and(|bytes| oci::parse(&bytes).is_ok())
 }
 
 /// An absolute path without `.` and `..`, taken by their letter as Go's `filepath.Abs` does.
@@ -64,13 +67,13 @@ mod tests {
     fn a_bundle_without_a_config_is_stated_with_the_reason() {
         let directory = tempfile::tempdir().unwrap();
         let id = ContainerId::new("c1").unwrap();
-        let stated = statement(directory.path(), None, &id, "runc");
+        let stated = statement(&Root::Host, directory.path(), None, &id, "runc");
         assert_eq!(stated.missing[0].0, "bundle");
         std::fs::write(directory.path().join("config.json"), "{").unwrap();
-        assert_eq!(statement(directory.path(), None, &id, "runc").missing.len(), 1);
+        assert_eq!(statement(&Root::Host, directory.path(), None, &id, "runc").missing.len(), 1);
         assert!(!is_readable(directory.path()));
         std::fs::write(directory.path().join("config.json"), r#"{"linux":{}}"#).unwrap();
-        let stated = statement(directory.path(), None, &id, "runc");
+        let stated = statement(&Root::Host, directory.path(), None, &id, "runc");
         assert!(stated.missing.is_empty() && stated.host_network == Some(true));
         assert!(is_readable(directory.path()));
     }

@@ -3,13 +3,15 @@
 //! A task blocked in `execve` still shows its *old* program everywhere in `/proc`. What it is about to run is known only
 //! from the system call's arguments (`/proc/<tid>/syscall`) and the memory they point to. Reading that memory can sleep
 //! for ever when it lies on a file system that does not answer, so it happens in a thread that may be lost, and only
-//! after [`Caller::identify`] found that the task is the host's root.
+//! after [`Caller::identify`] found that the task is the host's root, or root inside a container that is known: a
+//! *nested* caller, whose paths are walked below its own root directory and who speaks for that container's domain alone.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io::{self, IoSliceMut};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::AT_FDCWD;
@@ -18,7 +20,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::Pid;
 
 use super::argv::{MAX_ARGUMENTS, MAX_BYTES};
-use crate::container::{Namespaces, TaskId};
+use crate::container::{Domain, Namespaces, TaskId};
 use crate::source::file::{Walk, read_regular};
 use crate::source::task::{Task, host_namespaces, own_namespaces};
 
@@ -30,6 +32,20 @@ const INITIAL_USER_NS: u32 = 0xEFFF_FFFD;
 /// priority and without a pause, would be what keeps it from doing so.
 const RUNNING_PAUSES: (Duration, Duration) = (Duration::from_micros(30), Duration::from_millis(2));
 const PAGE: u64 = 4096;
+/// How far up a nested caller's parents are followed to find the container that it is in: a shim, a supervisor, an init.
+const MOST_ANCESTORS: usize = 16;
+
+/// A container that a caller may be in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outer {
+    /// Its init process.
+    pub init: TaskId,
+    /// Whether a runtime or a person says that it is a container.
+    pub is_vouched_for: bool,
+}
+
+/// Tells which container a mount namespace belongs to, by its inode number.
+pub type Outers = dyn Fn(u32) -> Option<Outer> + Send + Sync;
 
 /// What the host's own processes have: the tracker's namespaces and root directory.
 #[derive(Clone, Debug)]
@@ -45,17 +61,39 @@ pub(super) enum Stranger {
     User,
     /// In another user namespace.
     UserNamespace,
-    /// In another mount or pid namespace, or below another root directory: its paths and pids mean something else.
+    /// In another mount or pid namespace, or below another root directory, and in no container that is known: its paths
+    /// and pids mean something else.
     Nested,
 }
 
-/// A held task that may be read: root of the host.
+/// A held task that may be read: root of the host, or of a container.
 #[derive(Debug)]
 pub(super) struct Caller {
     tid: i32,
     /// Its process, which becomes the OCI runtime.
     pub(super) task: Task,
     pub(super) id: TaskId,
+    /// For whom it speaks.
+    pub(super) domain: Domain,
+    /// What its paths are below.
+    pub(super) root: Root,
+}
+
+/// Where the paths that a caller names begin.
+#[derive(Debug)]
+pub(super) enum Root {
+    Host,
+    Nested(OwnedFd),
+}
+
+impl Root {
+    /// The content of a regular file of at most `max_len` bytes, found as the caller would.
+    pub(super) fn read(&self, path: &Path, max_len: u64) -> io::Result<Vec<u8>> {
+        match self {
+            Root::Host => read_regular(AT_FDCWD, path, Walk::Free, max_len),
+            Root::Nested(dir) => read_regular(dir, path, Walk::InRoot, max_len),
+        }
+    }
 }
 
 /// What became of [`Caller::identify`].
@@ -106,17 +144,63 @@ impl Host {
             None
         })
     }
+
+    /// The init process of the container that a task is in: the nearest that somebody vouches for, from its own mount
+    /// namespace upwards through its parents, else the nearest at all.
+    ///
+    /// A process cannot choose who is above it: orphans go to their pid namespace's init, or to whoever on the host
+    /// started the container, and there the search ends.
+    fn outer(&self, task: &Task, id: TaskId, outers: &Outers) -> Option<TaskId> {
+        let mut nearest = None;
+        let mut namespaces = task.namespaces();
+        let mut parent = task.parent();
+        for _ in 0..MOST_ANCESTORS {
+            if self.has_mount_ns(namespaces.mnt) {
+                break;
+            }
+            // A process alone in a mount namespace of its own is not inside a container.
+            if let Some(outer) = outers(namespaces.mnt).filter(|outer| outer.init != id) {
+                if outer.is_vouched_for {
+                    return Some(outer.init);
+                }
+                nearest.get_or_insert(outer.init);
+            }
+            let Some(above) = parent.and_then(|parent| Task::open(parent.pid).ok()) else { break };
+            (namespaces, parent) = (above.namespaces(), above.parent());
+        }
+        nearest
+    }
 }
 
 impl Caller {
     /// Who the task is, without touching its memory or any path that it names.
-    pub(super) fn identify(tid: i32, host: &Host) -> io::Result<Identity> {
+    pub(super) fn identify(tid: i32, host: &Host, outers: &Outers) -> io::Result<Identity> {
         let (tgid, uids) = status(tid)?;
         let task = Task::open(tgid)?;
-        Ok(match host.stranger(tid, task.namespaces(), uids)? {
-            Some(stranger) => Identity::Stranger(stranger),
-            None => Identity::Root(Caller { tid, id: task.id()?, task }),
-        })
+        let stranger = host.stranger(tid, task.namespaces(), uids)?;
+        let id = task.id()?;
+        let (domain, root) = match stranger {
+            None => (Domain::Host, Root::Host),
+            Some(Stranger::Nested) => match host.outer(&task, id, outers) {
+                Some(init) => (Domain::Container(init), Root::Nested(task.open_root()?)),
+                None => return Ok(Identity::Stranger(Stranger::Nested)),
+            },
+            Some(stranger) => return Ok(Identity::Stranger(stranger)),
+        };
+        Ok(Identity::Root(Caller { tid, task, id, domain, root }))
+    }
+
+    /// Its working directory, as it names it itself.
+    pub(super) fn cwd(&self) -> io::Result<PathBuf> {
+        let cwd = self.task.cwd()?;
+        match self.root {
+            Root::Host => Ok(cwd),
+            // Both names are relative to its mount namespace's root, which `chroot` leaves behind.
+            Root::Nested(_) => match cwd.strip_prefix(self.task.root()?) {
+                Ok(below) => Ok(Path::new("/").join(below)),
+                Err(_) => Err(io::Error::other("its working directory is outside of its root directory")),
+            },
+        }
     }
 
     /// The argument list of the program that it is about to execute, while it is held. `None` when it executes nothing

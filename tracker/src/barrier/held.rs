@@ -2,7 +2,7 @@
 //! collection is told before it goes on.
 //!
 //! ```text
-//!  held task ─▶ host's root? ─no─▶ let go, counted
+//!  held task ─▶ host's root, or root in a known container? ─no─▶ let go, counted
 //!                  │ yes
 //!             command line ─▶ create          state the bundle, wait for subscribers, let go ─▶ … its end: the init
 //!                             start           find the init, state it, wait for subscribers, let go, grade
@@ -18,14 +18,14 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::argv::{self, Command, Dialect, Invocation, Verb};
 use super::book::{Book, Entry, Phase, Place};
 use super::bundle;
-use super::caller::{Caller, Host, Identity, Stranger};
-use super::init;
+use super::caller::{Caller, Host, Identity, Outers, Root, Stranger};
+use super::init::{self, Doubt, Init};
 use super::line::HeldTask;
 use super::marks::{self, Marks};
 use super::watch::Watch;
@@ -40,13 +40,21 @@ use crate::time::BootTime;
 /// We stop waiting this long before the keeper does: an answer of ours is better than its.
 const MARGIN: Duration = Duration::from_millis(10);
 
+/// Nested callers looked at at a time; further ones are let go unread. Half as many as the threads that may be lost: what
+/// hangs inside containers cannot use up those that look after the host.
+const MOST_NESTED: usize = super::pool::MOST_LOST / 2;
+/// How long the end of a nested caller waits for the kernel's record of what it made, and for the collection.
+const RECORD_PATIENCE: Duration = Duration::from_millis(100);
+const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
+
 /// All that the held path works with. Shared by the pool's threads.
-#[derive(Debug)]
 pub(super) struct HeldPath {
     pub(super) facts: Facts,
     pub(super) stats: Arc<Stats>,
     pub(super) health: HealthBoard,
     pub(super) host: Host,
+    pub(super) outers: Box<Outers>,
+    pub(super) nested: AtomicUsize,
     pub(super) budget: Duration,
     pub(super) marks: Marks,
     pub(super) book: Book,
@@ -60,6 +68,7 @@ struct Request {
     /// File name of the runtime's binary.
     oci: Str,
     place: Place,
+    root: Root,
     bundle: PathBuf,
     pid_file: Option<PathBuf>,
     config: Option<PathBuf>,
@@ -74,16 +83,24 @@ impl HeldPath {
     pub(super) fn handle(&self, mut held: HeldTask) {
         self.stats.events.fetch_add(1, Ordering::Relaxed);
         let deadline = held.since + self.budget.saturating_sub(MARGIN);
-        let caller = match Caller::identify(held.tid, &self.host) {
+        let refuse = |mut held: HeldTask, stranger| {
+            self.count_stranger(stranger);
+            held.dismiss();
+        };
+        let caller = match Caller::identify(held.tid, &self.host, &*self.outers) {
             Ok(Identity::Root(caller)) => caller,
-            Ok(Identity::Stranger(stranger)) => {
-                self.count_stranger(stranger);
-                return held.dismiss();
-            }
+            Ok(Identity::Stranger(stranger)) => return refuse(held, stranger),
             Err(error) => return self.count_unread(&error),
         };
+        let _turn = match caller.domain {
+            Domain::Host => None,
+            _ => match NestedTurn::take(self).filter(|_| self.knows_births()) {
+                Some(turn) => Some(turn),
+                None => return refuse(held, Stranger::Nested),
+            },
+        };
         let binary = held.binary.as_ref().and_then(identity_of);
-        let request = match self.understand(&held, &caller, binary, deadline) {
+        let request = match self.understand(&held, caller, binary, deadline) {
             Ok(Some(request)) => request,
             Ok(None) => return,
             Err(error) => return self.count_unread(&error),
@@ -103,7 +120,7 @@ impl HeldPath {
     fn understand(
         &self,
         held: &HeldTask,
-        caller: &Caller,
+        caller: Caller,
         binary: Option<marks::Identity>,
         deadline: Instant,
     ) -> io::Result<Option<Request>> {
@@ -125,7 +142,8 @@ impl HeldPath {
         let path = path.unwrap_or_else(|| argv.first().map(PathBuf::from).unwrap_or_default());
         let dialect = Dialect::of(&path);
         let command = argv::parse(dialect, &argv);
-        if let Some(binary) = binary {
+        // What a nested caller does with a binary of the host's says nothing about the binary.
+        if let Some(binary) = binary.filter(|_| caller.domain == Domain::Host) {
             self.count_use(held, binary, command != Err(argv::ArgvError::NotOci));
         }
         match command {
@@ -150,11 +168,11 @@ impl HeldPath {
         invocation: Invocation,
         binary: &Path,
         dialect: Dialect,
-        caller: &Caller,
+        caller: Caller,
         since: Instant,
         deadline: Instant,
     ) -> io::Result<Request> {
-        let cwd = caller.task.cwd()?;
+        let cwd = caller.cwd()?;
         let absolute = |path: &Path| bundle::tidy(&cwd.join(path));
         let root = absolute(invocation.root.as_deref().unwrap_or_else(|| dialect.default_root()));
         let bundle = invocation.bundle.as_deref().map_or_else(|| bundle::tidy(&cwd), absolute);
@@ -165,7 +183,8 @@ impl HeldPath {
         });
         let name = binary.file_name().unwrap_or_default().to_string_lossy();
         Ok(Request {
-            place: (root, invocation.id.clone()),
+            place: Place { domain: caller.domain, root, id: invocation.id.clone() },
+            root: caller.root,
             oci: name.as_ref().into(),
             bundle,
             pid_file,
@@ -212,7 +231,9 @@ impl HeldPath {
         };
         let mut phase = entry.phase();
         *phase = Phase::Started;
-        let init = match init::find(&entry, &self.host) {
+        // Half of what is left, so that there is time for those who are told.
+        let patience = deadline.saturating_duration_since(Instant::now()) / 2;
+        let init = match self.find_init(&entry, patience, deadline) {
             Ok(init) => init,
             Err(doubt) => {
                 self.stats.unproven.fetch_add(1, Ordering::Relaxed);
@@ -248,7 +269,14 @@ impl HeldPath {
     /// The runtime that made this container has ended: what it made can be read now.
     pub(super) fn creator_ended(&self, entry: &Entry) {
         let phase = entry.phase();
-        match (*phase, init::find(entry, &self.host)) {
+        let is_nested = entry.key.domain != Domain::Host;
+        if is_nested && !self.knows_births() {
+            return;
+        }
+        // Patience is for those who do not crowd: for the others it is asked once.
+        let turn = is_nested.then(|| NestedTurn::take(self)).flatten();
+        let patience = turn.as_ref().map_or(Duration::ZERO, |_| RECORD_PATIENCE);
+        match (*phase, self.find_init(entry, patience, Instant::now() + ANSWER_PATIENCE)) {
             // The `start` has stated it, or `delete` came.
             (Phase::Gone, _) => {}
             (phase, Ok(init)) => {
@@ -271,13 +299,9 @@ impl HeldPath {
 
     /// Reads the bundle and remembers the container.
     fn remember(&self, request: Request) -> Arc<Entry> {
-        let id = &request.invocation.id;
-        let key = ContainerKey {
-            domain: Domain::Host,
-            scope: scope::of(&request.bundle, &request.place.0, id),
-            id: id.clone(),
-        };
-        let mut statement = bundle::statement(&request.bundle, request.config.as_deref(), id, &request.oci);
+        let Request { place: Place { domain, root, id }, bundle, .. } = &request;
+        let key = ContainerKey { domain: *domain, scope: scope::of(bundle, root, id), id: id.clone() };
+        let mut statement = bundle::statement(&request.root, bundle, request.config.as_deref(), id, &request.oci);
         statement.creator = Some(request.creator);
         let creator = Some((request.creator, request.seen));
         let entry = Entry::new(key, request.place, request.pid_file, creator, statement);
@@ -287,16 +311,28 @@ impl HeldPath {
         entry
     }
 
-    /// A container that was created before we were there: its runtime's state file says where its bundle is.
+    /// A container of the host's that was created before we were there: its runtime's state file says where its bundle is.
+    /// A nested caller's cannot be bound to a process that the kernel saw its `create` give birth to.
     fn adopt(&self, request: &Request) -> Option<Arc<Entry>> {
+        let Place { domain: domain @ Domain::Host, root, id } = &request.place else { return None };
         let bundle = init::state_file(&request.place)?.bundle;
-        let id = &request.invocation.id;
-        let key =
-            ContainerKey { domain: Domain::Host, scope: scope::of(&bundle, &request.place.0, id), id: id.clone() };
-        let statement = bundle::statement(&bundle, None, id, &request.oci);
+        let key = ContainerKey { domain: *domain, scope: scope::of(&bundle, root, id), id: id.clone() };
+        let statement = bundle::statement(&Root::Host, &bundle, None, id, &request.oci);
         let entry = Entry::new(key, request.place.clone(), None, None, statement);
         self.book.insert(&entry);
         Some(entry)
+    }
+
+    fn find_init(&self, entry: &Entry, patience: Duration, deadline: Instant) -> Result<Init, Doubt> {
+        match entry.key.domain {
+            Domain::Host => init::find(entry, &self.host),
+            _ => init::shown(&entry.key, &self.facts, &self.host, patience, deadline),
+        }
+    }
+
+    /// Whether the kernel shows births: without them no process could be bound to what a nested caller says.
+    fn knows_births(&self) -> bool {
+        self.health.is_reporting(Source::Kernel)
     }
 
     fn watch(&self, entry: &Arc<Entry>) {
@@ -347,6 +383,22 @@ impl HeldPath {
     fn count_unread(&self, error: &io::Error) {
         self.stats.unread.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(%error, "a held task could not be read");
+    }
+}
+
+/// One of the [`MOST_NESTED`] that are looked at.
+struct NestedTurn<'a>(&'a AtomicUsize);
+
+impl<'a> NestedTurn<'a> {
+    fn take(path: &'a HeldPath) -> Option<Self> {
+        let turn = NestedTurn(&path.nested);
+        (turn.0.fetch_add(1, Ordering::Relaxed) < MOST_NESTED).then_some(turn)
+    }
+}
+
+impl Drop for NestedTurn<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -4,22 +4,27 @@
 //! believed only when its process started after the `create` that we saw, and a runtime's state file only when the
 //! process has the start time that the file records; and neither when the process is in the host's mount
 //! namespace. That the kernel recorded this very start time is checked by the collection, which joins by it.
+//!
+//! Of a nested caller's files none is asked for a pid: the kernel saw which process its `create` gave birth to, and that
+//! one is it.
 
 use std::path::Path;
-
-use nix::fcntl::AT_FDCWD;
+use std::time::{Duration, Instant};
 
 use super::book::{Entry, Place};
-use super::caller::Host;
-use crate::container::{Cgroup, Namespaces, TaskId};
+use super::caller::{Host, Root};
+use crate::collection::door::Facts;
+use crate::container::{Cgroup, ContainerKey, Namespaces, TaskId};
 use crate::fact::Statement;
-use crate::source::file::{Walk, read_regular};
 use crate::source::proc::state_file::{self, StateFile};
 use crate::source::task::Task;
 use crate::time::BootTime;
 
 /// A pid, and whatever white space its writer adds.
 const MAX_PID_FILE_LEN: u64 = 32;
+/// The first and the longest pause while the kernel's record of a birth is on its way to the collection. It takes
+/// microseconds; on a machine that has no time for us, longer.
+const RECORD_PAUSES: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(8));
 /// Nanoseconds of a clock tick, the unit of processes' start times.
 const TICK_NS: u64 = 10_000_000;
 
@@ -44,6 +49,8 @@ pub(super) enum Doubt {
     Another(u32),
     #[error("process {0}, which its files name, is in the host's mount namespace")]
     OnHost(u32),
+    #[error("the kernel source shows no process that its creation gave birth to")]
+    Unshown,
 }
 
 impl Init {
@@ -55,7 +62,7 @@ impl Init {
     }
 }
 
-/// The container's init process: by its pid file, else by the runtime's state file.
+/// The init process of a container of the host's: by its pid file, else by the runtime's state file.
 pub(super) fn find(entry: &Entry, host: &Host) -> Result<Init, Doubt> {
     let by_pid_file = entry.creator.zip(entry.pid_file.as_deref()).and_then(|((_, created), pid_file)| {
         let pid = read_pid(pid_file)?;
@@ -68,12 +75,35 @@ pub(super) fn find(entry: &Entry, host: &Host) -> Result<Init, Doubt> {
     }
 }
 
-/// The runtime's own state file of the container in this place.
-pub(super) fn state_file((root, id): &Place) -> Option<StateFile> {
+/// The init process of a nested caller's container: the one that the kernel saw its `create` give birth to.
+/// A record that has not come yet is waited for `patience`, the collection's answer until `deadline`.
+pub(super) fn shown(
+    key: &ContainerKey,
+    facts: &Facts,
+    host: &Host,
+    patience: Duration,
+    deadline: Instant,
+) -> Result<Init, Doubt> {
+    let (mut pause, longest) = RECORD_PAUSES;
+    let patient_until = Instant::now() + patience;
+    loop {
+        if let Some(init) = facts.shown_init(key.clone(), deadline) {
+            return check(init.pid, host, |task| if task == init { Ok(()) } else { Err(Doubt::Gone(init.pid)) });
+        }
+        if Instant::now() + pause >= patient_until {
+            return Err(Doubt::Unshown);
+        }
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(longest);
+    }
+}
+
+/// The runtime's own state file of the host's container in this place.
+pub(super) fn state_file(Place { root, id, .. }: &Place) -> Option<StateFile> {
     let directory = root.join(id.as_str());
-    state_file::FORMATS.iter().find_map(|(name, read)| {
-        read(&read_regular(AT_FDCWD, &directory.join(name), Walk::Free, state_file::MAX_LEN).ok()?)
-    })
+    state_file::FORMATS
+        .iter()
+        .find_map(|(name, read)| read(&Root::Host.read(&directory.join(name), state_file::MAX_LEN).ok()?))
 }
 
 fn by_state_file(place: &Place, host: &Host) -> Option<Result<Init, Doubt>> {
@@ -102,7 +132,7 @@ fn started_after(task: TaskId, moment: BootTime) -> bool {
 }
 
 fn read_pid(path: &Path) -> Option<u32> {
-    let bytes = read_regular(AT_FDCWD, path, Walk::Free, MAX_PID_FILE_LEN).ok()?;
+    let bytes = Root::Host.read(path, MAX_PID_FILE_LEN).ok()?;
     let pid = str::from_utf8(&bytes).ok()?.trim().parse().ok()?;
     (pid > 0).then_some(pid)
 }

@@ -48,6 +48,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 use serde::Deserialize;
 
+pub use caller::{Outer, Outers};
 pub use keeper::keeper_entry;
 pub(crate) use marks::KNOWN as KNOWN_RUNTIMES;
 pub use stats::{HOLD_BUCKETS_US, Stats};

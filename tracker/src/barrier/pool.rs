@@ -16,7 +16,7 @@ use super::{Stats, sys};
 /// Threads at work at a time: as many as the keeper holds, since each may wait for a slow subscriber.
 const MOST_THREADS: usize = super::custody::MOST_HELD;
 /// Threads that may be lost before nothing is looked at any more.
-const MOST_LOST: usize = 16;
+pub(super) const MOST_LOST: usize = 16;
 /// Jobs that wait for a thread: none does for longer than the budget.
 const MOST_WAITING: usize = 256;
 /// Threads that wait for the next job without a time limit; the others end when there is none for [`IDLE`].

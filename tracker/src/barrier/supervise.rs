@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,7 +20,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::time::{ClockId, clock_gettime};
 
 use super::book::Book;
-use super::caller::Host;
+use super::caller::{Host, Outers};
 use super::held::{self, HeldPath};
 use super::keeper::{self, KEEPER_NAME};
 use super::line::{HeldTask, Line};
@@ -102,14 +102,17 @@ impl Barrier {
     /// Starts a keeper and prepares everything else; then [`Supervisor::run`] has to be given a thread.
     ///
     /// `audit` is called when the kernel reports that it dropped events: what was missed has to be found by a scan.
+    /// `outers` tells which container a caller's mount namespace belongs to; callers in one that it does not know are
+    /// let go unread.
     pub fn start(
         config: Config,
         facts: Facts,
         health: HealthBoard,
         stats: Arc<Stats>,
         audit: impl Fn() + Send + Sync + 'static,
+        outers: Box<Outers>,
     ) -> Result<(Barrier, Supervisor), BarrierError> {
-        let started = Self::prepare(config, facts, &health, stats, Box::new(audit));
+        let started = Self::prepare(config, facts, &health, stats, Box::new(audit), outers);
         if let Err(error) = &started {
             health.report(Source::Barrier, WHAT, Condition::Refused, &error.to_string());
         }
@@ -122,6 +125,7 @@ impl Barrier {
         health: &HealthBoard,
         stats: Arc<Stats>,
         audit: Box<dyn Fn() + Send + Sync>,
+        outers: Box<Outers>,
     ) -> Result<(Barrier, Supervisor), BarrierError> {
         if !config.enabled {
             return Err(BarrierError::Disabled);
@@ -138,6 +142,8 @@ impl Barrier {
             facts,
             stats: Arc::clone(&stats),
             host,
+            outers,
+            nested: AtomicUsize::new(0),
             budget: config.budget(),
             health: health.clone(),
             marks: Marks::new(&config.runtimes, config.known_paths),

@@ -75,6 +75,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::barrier::book::Place;
     use crate::barrier::sys;
     use crate::container::{ContainerId, ContainerKey, Domain};
     use crate::fact::Statement;
@@ -83,7 +84,8 @@ mod tests {
     fn the_end_of_a_watched_process_is_told_once() {
         let id = ContainerId::new("c1").unwrap();
         let key = ContainerKey { domain: Domain::Host, scope: "oci/r".into(), id: id.clone() };
-        let entry = Entry::new(key, ("/r".into(), id), None, None, Statement::default());
+        let place = Place { domain: Domain::Host, root: "/r".into(), id };
+        let entry = Entry::new(key, place, None, None, Statement::default());
         let watch = Watch::new().unwrap();
         let mut child = Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
         assert!(watch.add(sys::pidfd_open(child.id()).unwrap(), entry));

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use clap::Args;
 use nix::fcntl::OFlag;
+use tracker::container::Domain;
 use tracker::server::api::Container;
 use tracker::server::client::{Client, encode_segment};
 
@@ -58,6 +59,10 @@ fn read_config(container: &Container) -> Result<serde_json::Value, Failure> {
     let Some(bundle) = &container.bundle else {
         return Err(Failure::NotFound(format!("the bundle of {} is not known", output::escape(&container.id))));
     };
+    if let Domain::Container(outer) = container.domain {
+        let what = "its bundle is inside another container and means another file here: look below";
+        return Err(Failure::other(format!("{what} `/proc/{}/root`", outer.pid)));
+    }
     let path = Path::new(&**bundle).join("config.json");
     let failed = |error: &dyn std::fmt::Display| Failure::other(format!("read {}: {error}", path.display()));
     // A bundle belongs to whoever made it: neither a link nor a FIFO in its place is followed or waited for.

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -15,7 +16,7 @@ use super::feed::{Feed, FeedOptions};
 use super::hook::Hook;
 use super::story::{Story, Who};
 use super::writer::Figures;
-use crate::container::ContainerKey;
+use crate::container::{ContainerKey, TaskId};
 use crate::fact::Fact;
 
 /// Facts that may wait for the writer. At one microsecond a fact this is some 16 ms of work.
@@ -54,6 +55,8 @@ pub(crate) enum Ask {
     Hook(Hook),
     /// A container's story.
     Explain(Who, oneshot::Sender<Option<Story>>),
+    /// The init process that the kernel shows of a container.
+    ShownInit(ContainerKey, SyncSender<Option<TaskId>>),
     /// The writer's own figures.
     Figures(oneshot::Sender<Figures>),
     /// Publish what there is, and end.
@@ -237,6 +240,15 @@ impl Facts {
             Ok(()) => latch.wait(deadline),
             Err(_) => HeldOutcome::Late,
         }
+    }
+
+    /// The init process of a container's latest run, when the kernel has shown it to be in the key's domain and it lives.
+    /// `None` otherwise, and when the collection does not answer until `deadline`. To be called from a thread that may be
+    /// lost.
+    pub fn shown_init(&self, key: ContainerKey, deadline: Instant) -> Option<TaskId> {
+        let (reply, answer) = sync_channel(1);
+        self.queue.blocking_send(Delivery::Ask(Ask::ShownInit(key, reply))).ok()?;
+        answer.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?
     }
 }
 

@@ -298,9 +298,9 @@ fn sources(run: &Run, container: Option<&Statements>) -> SourceSet {
     run.statements.all().iter().chain(of_container.iter()).chain(kernel).collect()
 }
 
-/// A container under containerd has a statement of containerd's to come, as long as containerd answers.
+/// A container under the host's containerd has a statement of containerd's to come, as long as containerd answers.
 fn awaited(run: &Run, standing: SourceSet, state: State, live: SourceSet) -> SourceSet {
-    let of_containerd = run.keys.iter().any(|key| key.scope.starts_with("containerd/"));
+    let of_containerd = run.keys.iter().any(|key| key.domain == Domain::Host && key.scope.starts_with("containerd/"));
     let outstanding = of_containerd && live.contains(Containerd) && !standing.contains(Containerd) && !state.is_over();
     outstanding.then_some(Containerd).into_iter().collect()
 }

@@ -418,6 +418,14 @@ impl State {
         Some(row)
     }
 
+    /// The init process of a container's latest run, once the kernel has shown it to be in the claim's domain; `None` when
+    /// it has ended.
+    pub(crate) fn shown_init(&self, key: &ContainerKey) -> Option<TaskId> {
+        let run = &self.runs[&self.latest(key)?];
+        let birth = run.shown.birth.filter(|_| run.shown.ended.is_none())?;
+        admits(key.domain, Some(&birth), run.creator).then_some(birth.task)
+    }
+
     /// A run as it is published.
     pub(crate) fn container(&self, instance: u64) -> Option<Arc<Container>> {
         Some(Arc::clone(&self.runs.get(&instance)?.row.as_ref()?.container))
@@ -458,12 +466,13 @@ fn unclaimed(run: &Run) -> Option<Birth> {
     run.shown.birth.filter(|_| run.keys.is_empty() && run.shown.ended.is_none())
 }
 
-/// Whether a source that speaks for `domain` may say what the kernel shows.
-fn admits(domain: Domain, birth: Option<&Birth>) -> bool {
+/// Whether a source that speaks for `domain` may say what the kernel shows; `creator` is who it says made the container.
+fn admits(domain: Domain, birth: Option<&Birth>, creator: Option<TaskId>) -> bool {
     match domain {
         Domain::Host => true,
         Domain::User(uid) => birth.is_some_and(|birth| birth.uid == uid),
-        Domain::Container(_) => false,
+        // What a process inside the container made is inside it, too; a number that such a process names proves nothing.
+        Domain::Container(_) => creator.is_some() && birth.is_some_and(|birth| birth.parent == creator),
     }
 }
 

@@ -255,6 +255,9 @@ impl Writer {
                 let instance = story::find(&mut Reader::new(self.published()), &who);
                 let _ = reply.send(instance.and_then(|instance| story::tell(&self.state, instance)));
             }
+            Ask::ShownInit(key, reply) => {
+                let _ = reply.try_send(self.state.shown_init(&key));
+            }
             Ask::Figures(reply) => {
                 let _ = reply.send(self.figures());
             }

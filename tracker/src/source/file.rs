@@ -19,6 +19,9 @@ pub enum Walk {
     Free,
     /// Below the directory that is given, through no symbolic link, on its file system.
     Beneath,
+    /// As by a process whose root directory is the one that is given: absolute paths and links begin there, and nothing
+    /// leads out of it.
+    InRoot,
 }
 
 /// Opens a directory, to read files below it.
@@ -60,6 +63,7 @@ pub fn read_all(file: File, max_len: u64) -> io::Result<Vec<u8>> {
 fn open(dir: impl AsFd, path: &Path, flags: OFlag, walk: Walk) -> io::Result<OwnedFd> {
     let resolve = match walk {
         Walk::Free => ResolveFlag::RESOLVE_NO_MAGICLINKS,
+        Walk::InRoot => ResolveFlag::RESOLVE_IN_ROOT | ResolveFlag::RESOLVE_NO_MAGICLINKS,
         Walk::Beneath => ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_SYMLINKS | ResolveFlag::RESOLVE_NO_XDEV,
     };
     let how = OpenHow::new().flags(flags | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).mode(Mode::empty()).resolve(resolve);
@@ -89,6 +93,28 @@ mod tests {
                 assert_eq!(read(name, walk), None, "{name}");
             }
         }
+    }
+
+    #[test]
+    fn a_walk_in_a_root_finds_what_a_process_there_would() {
+        let temp = tempfile::tempdir().unwrap();
+        let inside = temp.path().join("root");
+        std::fs::create_dir_all(inside.join("etc")).unwrap();
+        std::fs::write(inside.join("etc/name"), "in").unwrap();
+        std::fs::create_dir(temp.path().join("etc")).unwrap();
+        std::fs::write(temp.path().join("etc/name"), "out").unwrap();
+        symlink("/etc", inside.join("absolute")).unwrap();
+        symlink("../../../etc", inside.join("upward")).unwrap();
+        let root = open_dir(&inside).unwrap();
+        for path in ["/etc/name", "etc/name", "../etc/name", "absolute/name", "upward/name", "/absolute/../etc/name"] {
+            assert_eq!(read_regular(&root, Path::new(path), Walk::InRoot, 9).unwrap(), b"in", "{path}");
+        }
+        let out = temp.path().join("etc/name");
+        read_regular(&root, &out, Walk::InRoot, 9).unwrap_err();
+        let root = open_dir(Path::new("/")).unwrap();
+        let magic = format!("/proc/self/root{}", out.display());
+        read_regular(&root, Path::new(&magic), Walk::InRoot, 9).unwrap_err();
+        assert_eq!(read_regular(&root, &out, Walk::InRoot, 9).unwrap(), b"out");
     }
 
     #[test]

@@ -72,8 +72,7 @@ impl Task {
         let stat = self.stat()?;
         Ok(TaskView {
             task: TaskId { pid: self.pid, start_ticks: stat.start_ticks },
-            // A parent that started later is another process that got the number since.
-            parent: parent(stat.parent_pid).filter(|parent| parent.start_ticks <= stat.start_ticks),
+            parent: parent_of(stat),
             namespaces: self.namespaces(),
             generation: self.generation(),
             uid: self.uid()?,
@@ -133,6 +132,22 @@ impl Task {
         Ok(readlinkat(&self.dir, "cwd")?.into())
     }
 
+    /// The name of its root directory: `/`, but for one that did `chroot`.
+    pub fn root(&self) -> io::Result<PathBuf> {
+        Ok(readlinkat(&self.dir, "root")?.into())
+    }
+
+    /// Its root directory itself, to walk paths as it does. Holds the file system: not to be kept.
+    pub fn open_root(&self) -> io::Result<OwnedFd> {
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        Ok(openat(&self.dir, "root", flags, Mode::empty())?)
+    }
+
+    /// Its parent, where that is visible and still there.
+    pub fn parent(&self) -> Option<TaskId> {
+        parent_of(self.stat().ok()?)
+    }
+
     /// The name of its program, as seen from this process's root.
     pub fn exe(&self) -> io::Result<PathBuf> {
         Ok(readlinkat(&self.dir, "exe")?.into())
@@ -184,8 +199,11 @@ nix::ioctl_read! {
     ns_get_mntns_id, 0xb7, 0x5, u64
 }
 
-fn parent(pid: u32) -> Option<TaskId> {
-    if pid == 0 { None } else { Task::open(pid).ok()?.id().ok() }
+fn parent_of(stat: task::Stat) -> Option<TaskId> {
+    let pid = Some(stat.parent_pid).filter(|pid| *pid != 0)?;
+    let parent = Task::open(pid).ok()?.id().ok()?;
+    // One that started later is another process that got the number since.
+    (parent.start_ticks <= stat.start_ticks).then_some(parent)
 }
 
 fn malformed(name: &str) -> io::Error {

@@ -41,7 +41,7 @@ impl State {
         };
         let with_task = task.and_then(|task| self.by_task.get(&task).copied());
         let with_task = with_task.filter(|run| {
-            let admitted = admits(key.domain, self.runs[run].shown.birth.as_ref());
+            let admitted = admits(key.domain, self.runs[run].shown.birth.as_ref(), creator);
             self.counts.foreign_claims += u64::from(!admitted);
             admitted
         });
@@ -49,7 +49,7 @@ impl State {
         let child = creator.and_then(|creator| self.by_parent.get(&creator)?.first().copied());
         let child = child.filter(|run| {
             let run = &self.runs[run];
-            admits(key.domain, run.shown.birth.as_ref()) && run.creator.is_none()
+            admits(key.domain, run.shown.birth.as_ref(), creator) && run.creator.is_none()
         });
         // A container that was only announced has come to life.
         let announced =
@@ -98,7 +98,8 @@ impl State {
         let missing: Vec<ContainerKey> = self
             .claims
             .iter()
-            .filter(|(key, _)| &*key.scope == scope && !keys.contains(*key))
+            // Only the host's sources list: the same scope inside a container is another one.
+            .filter(|(key, _)| key.domain == Domain::Host && &*key.scope == scope && !keys.contains(*key))
             .filter(|(_, claim)| {
                 let stands = |statements: &Statements| statements.standing().contains(source);
                 stands(&claim.statements) || claim.runs.iter().any(|run| stands(&self.runs[run].statements))

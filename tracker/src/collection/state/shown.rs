@@ -15,7 +15,10 @@ impl State {
         let made = birth.parent.and_then(|parent| self.by_creator.get(&parent).copied());
         let made = made.filter(|run| self.runs[run].task.is_none_or(|task| task == birth.task));
         let unproven = self.by_unproven_task.get(&birth.task).copied();
-        let proven = unproven.filter(|run| self.runs[run].keys.iter().all(|key| admits(key.domain, Some(&birth))));
+        let proven = unproven.filter(|run| {
+            let run = &self.runs[run];
+            run.keys.iter().all(|key| admits(key.domain, Some(&birth), run.creator))
+        });
         let run = match known.or(of_task).or(made).or(proven) {
             Some(run) => run,
             None if !self.admits_unvouched(birth.uid) => {

@@ -392,6 +392,73 @@ fn a_user_speaks_for_what_the_kernel_shows_to_be_that_users() {
     }
 }
 
+/// What a process inside the container `outer` says by its barrier's word.
+fn inside(outer: u32, fact: Fact) -> Fact {
+    let What::Stated { key, statement } = fact.what else { panic!("a statement") };
+    let key = ContainerKey { domain: Domain::Container(task(outer, 1)), ..key };
+    Fact { what: What::Stated { key, statement }, ..fact }
+}
+
+#[test]
+fn what_a_container_says_binds_to_what_its_own_process_made() {
+    let (creating, starting) = (inside(40, WEB.creating()), inside(40, WEB.starting()));
+    for facts in [[creating.clone(), WEB.born(), starting.clone()], [starting, creating, WEB.born()]] {
+        let state = with(facts);
+        let container = only(&state);
+        assert_eq!((container.domain, container.task), (Domain::Container(task(40, 1)), Some(WEB.task())));
+        assert_eq!(state.shown_init(&ContainerKey { domain: container.domain, ..key("web") }), Some(WEB.task()));
+    }
+}
+
+#[test]
+fn a_container_cannot_claim_what_another_process_made() {
+    let statement = Statement {
+        creator: Some(task(60, 100)),
+        task: Some(WEB.task()),
+        bundle: Some("/lie".into()),
+        ..Statement::default()
+    };
+    let lie = inside(40, WEB.stated(Source::Barrier, 30, statement));
+    let theirs = ContainerKey { domain: Domain::Container(task(40, 1)), ..key("web") };
+    let orders = [
+        [WEB.creating(), WEB.born(), lie.clone()],
+        [WEB.born(), lie.clone(), WEB.creating()],
+        [lie.clone(), WEB.creating(), WEB.born()],
+        [WEB.creating(), lie, WEB.born()],
+    ];
+    for facts in orders {
+        let state = with(facts);
+        let container = &state.runs[&state.by_task[&WEB.task()]].row.as_ref().unwrap().container;
+        assert_eq!((container.domain, container.bundle.as_deref()), (Domain::Host, Some("/bundles/web")));
+        assert_eq!(state.shown_init(&theirs), None);
+    }
+}
+
+#[test]
+fn one_id_in_two_containers_and_on_the_host_are_three_containers() {
+    let second = Life { pid: 200, creator: 190, mnt: 51, generation: 8, cgroup: 71, ..WEB };
+    let third = Life { pid: 300, creator: 290, mnt: 52, generation: 9, cgroup: 72, ..WEB };
+    let list = What::Listed { scope: "containerd/default".into(), keys: vec![key("web")] };
+    let mut state = with([
+        WEB.described(),
+        WEB.creating(),
+        inside(40, second.creating()),
+        inside(41, third.creating()),
+        second.born(),
+        third.born(),
+        WEB.born(),
+        Fact { source: Source::Containerd, at: ms(1_200), what: list },
+        Fact { source: Source::Containerd, at: ms(1_200), what: What::Live(true) },
+    ]);
+    state.settle();
+    let row = |life: &Life| Arc::clone(&state.runs[&state.by_task[&life.task()]].row.as_ref().unwrap().container);
+    let domains = [&WEB, &second, &third].map(|life| row(life).domain);
+    assert_eq!(domains, [Domain::Host, Domain::Container(task(40, 1)), Domain::Container(task(41, 1))]);
+    // The host's containerd has nothing to say of those inside.
+    assert!([&second, &third].iter().all(|life| row(life).name.is_none() && row(life).awaiting.is_empty()));
+    assert_eq!(row(&WEB).name.as_deref(), Some("name-of-web"));
+}
+
 /// Sources interleave as they like, but each one's own facts come in the order in which it states them: they pass
 /// through one queue.
 fn interleaved(mut facts: Vec<Fact>) -> Vec<Fact> {
