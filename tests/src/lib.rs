@@ -22,6 +22,7 @@ pub mod image;
 pub mod kubelet;
 pub mod process;
 pub mod runc;
+pub mod silent_fs;
 
 pub mod child;
 pub mod probes;
