@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
+use crate::process::copy_program;
 use crate::requirement;
 
 /// A root file system with a shell. Shared by all bundles of a test: runtimes are told to use it read-only.
@@ -22,7 +23,7 @@ impl RootFs {
             fs::create_dir_all(path.join(name)).with_context(|| format!("create `{name}` in `{}`", path.display()))?;
         }
         let busybox = requirement::program("busybox").map_err(anyhow::Error::msg)?;
-        fs::copy(&busybox, path.join("bin/busybox")).with_context(|| format!("copy `{}`", busybox.display()))?;
+        copy_program(&busybox, &path.join("bin/busybox"))?;
         for applet in ["sh", "sleep", "true", "cat", "echo", "kill"] {
             symlink("busybox", path.join("bin").join(applet)).with_context(|| format!("link `{applet}`"))?;
         }

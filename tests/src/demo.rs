@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tracker::source::task::Task;
 
-use crate::process::pid;
+use crate::process::{copy_program, pid};
 use crate::requirement::demo_runtime;
 
 /// A place for containers of the demo runtime. What is in it when the test ends is killed and removed.
@@ -23,7 +23,7 @@ impl Place {
     pub fn new() -> Place {
         let temp = tempfile::tempdir().expect("a temporary directory");
         let program = temp.path().join("tracker-demo-runtime");
-        fs::copy(demo_runtime().expect("built"), &program).expect("a copy of the demo runtime");
+        copy_program(&demo_runtime().expect("built"), &program).expect("a copy of the demo runtime");
         Place { temp, program }
     }
 

@@ -72,6 +72,14 @@ pub fn run(command: &mut Command) -> Result<Duration> {
     Ok(took)
 }
 
+/// Copies a program that is going to be executed.
+///
+/// By another process: a program that this one has open for writing cannot be executed, and a test that forks at that
+/// moment keeps it open a little longer.
+pub fn copy_program(from: &Path, to: &Path) -> Result<()> {
+    run(Command::new("cp").arg("--").arg(from).arg(to)).map(drop)
+}
+
 /// A pid as nix takes it.
 pub fn pid(pid: u32) -> Pid {
     Pid::from_raw(i32::try_from(pid).expect("pids are below 2^22"))

@@ -55,9 +55,7 @@ impl Runtime {
         let root = directory.join(format!("{}-state", kind.name()));
         fs::create_dir_all(directory.join("bin")).context("create a directory for a runtime")?;
         fs::create_dir_all(&root).context("create a state directory for a runtime")?;
-        // By another process: a program that this one has open for writing cannot be executed, and a test that forks at
-        // that moment keeps it open a little longer.
-        process::run(Command::new("cp").arg("--").arg(&original).arg(&program))?;
+        process::copy_program(&original, &program)?;
         Ok(Runtime { program, root })
     }
 

@@ -23,7 +23,7 @@ use tracker::fact::What;
 use tracker::source::health::Condition;
 use tracker_tests::barrier::{Answer, Barrier, GRACE};
 use tracker_tests::bundle::{Bundle, RootFs};
-use tracker_tests::process::{pid, run};
+use tracker_tests::process::{copy_program, pid, run};
 use tracker_tests::runc::{Kind as Oci, Runtime};
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require};
@@ -174,7 +174,7 @@ fn an_upgraded_binary_is_held_at_once() -> Result<()> {
     let inode = |path: &Path| fs::metadata(path).map(|file| std::os::unix::fs::MetadataExt::ino(&file));
     let old = inode(house.runtime.program())?;
     let new = house.temp.path().join("bin/runc.new");
-    fs::copy(house.runtime.program(), &new)?;
+    copy_program(house.runtime.program(), &new)?;
     fs::rename(&new, house.runtime.program())?;
     assert_ne!(inode(house.runtime.program())?, old);
     // Far sooner than the next scan of all candidates.

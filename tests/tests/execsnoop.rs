@@ -12,7 +12,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tracker_tests::bundle::{Bundle, RootFs};
 use tracker_tests::kernel::is_alive;
-use tracker_tests::process::Process;
+use tracker_tests::process::{Process, copy_program};
 use tracker_tests::runc::{Container, Kind as Oci, Runtime};
 use tracker_tests::wait::{PATIENCE, eventually};
 use tracker_tests::{require, requirement};
@@ -157,7 +157,7 @@ fn nothing_in_a_name_reaches_the_terminal() -> Result<()> {
     require!(requirement::root(), requirement::program("busybox"), requirement::example("execsnoop"));
     let temp = TempDir::new()?;
     let hostile = temp.path().join("a\n\x1b[2J\u{202e}b");
-    fs::copy(requirement::program("busybox").map_err(anyhow::Error::msg)?, &hostile)?;
+    copy_program(&requirement::program("busybox").map_err(anyhow::Error::msg)?, &hostile)?;
     let execsnoop = Execsnoop::start("[barrier]\nenabled = false\n", &[])?;
     let pid = execute(&hostile)?;
     let said = execsnoop.stop()?;
