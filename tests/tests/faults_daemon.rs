@@ -88,11 +88,20 @@ fn stopped_amid_66_creates_it_delays_them_by_no_more_than_its_budgets() -> Resul
     Ok(())
 }
 
+/// The cgroups that this tracker's keeper has, or had.
+fn seats(tracker: u32) -> Vec<PathBuf> {
+    let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+    let seat = |hierarchy: PathBuf| hierarchy.join(format!("tracker-keeper-{tracker}"));
+    hierarchies.chain([PathBuf::from("/sys/fs/cgroup")]).map(seat).filter(|seat| seat.is_dir()).collect()
+}
+
 #[test]
 fn killed_amid_creates_it_lets_all_go_and_finds_them_when_it_is_back() -> Result<()> {
     require_daemon!();
     let house = House::new(Kind::Runc)?;
     let mut daemon = Daemon::start(&house.config(BUDGET, ""))?;
+    let killed = daemon.process().pid();
+    assert!(!seats(killed).is_empty(), "its keeper has cgroups of its own");
     let (containers, slowest) = thread::scope(|scope| {
         let starting = scope.spawn(|| start_at_once(&house, "killed", 24));
         // In the middle: some are known already, others are still to come.
@@ -101,8 +110,11 @@ fn killed_amid_creates_it_lets_all_go_and_finds_them_when_it_is_back() -> Result
         starting.join().expect("no panic")
     })?;
     assert!(slowest < (BUDGET + GRACE) * 2 + RUN, "{slowest:?}");
+    let is_empty = |seat: &PathBuf| fs::read(seat.join("cgroup.procs")).is_ok_and(|processes| processes.is_empty());
+    eventually("its keeper has ended", || seats(killed).iter().all(is_empty).then_some(()));
     daemon.restart()?;
     all_are_known(&daemon, &containers, &["observed"]);
+    eventually("what it left behind is removed", || seats(killed).is_empty().then_some(()));
     holds_again(&daemon, &house, "killed-after");
     Ok(())
 }

@@ -25,7 +25,6 @@ impl Seat {
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let mut seat = Seat::default();
         for hierarchy in hierarchies(&mounts) {
-            remove_stale(hierarchy);
             let directory = hierarchy.join(format!("{NAME}{}", std::process::id()));
             let made = fs::create_dir(&directory).is_ok() || directory.is_dir();
             if made && fs::write(directory.join("cgroup.procs"), pid.to_string()).is_ok() {
@@ -41,17 +40,25 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         for directory in &self.directories {
-            // One that is still populated is removed by the next keeper's start.
+            // One that is still populated is removed by whoever comes next.
             let _ = fs::remove_dir(directory);
         }
     }
 }
 
-/// Removes what trackers left that were killed. A cgroup in which something lives cannot be removed.
-fn remove_stale(hierarchy: &Path) {
-    let entries = fs::read_dir(hierarchy).into_iter().flatten().flatten();
-    for entry in entries.filter(|entry| entry.file_name().to_string_lossy().starts_with(NAME)) {
-        let _ = fs::remove_dir(entry.path());
+/// Removes what trackers left behind that were killed. Not what belongs to one that lives: it may be about to put its
+/// keeper there. A cgroup in which something lives cannot be removed.
+pub(super) fn remove_stale() {
+    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    hierarchies(&mounts).for_each(remove_stale_in);
+}
+
+fn remove_stale_in(hierarchy: &Path) {
+    for entry in fs::read_dir(hierarchy).into_iter().flatten().flatten() {
+        let owner = entry.file_name().to_str().and_then(|name| name.strip_prefix(NAME)?.parse::<u32>().ok());
+        if owner.is_some_and(|owner| !Path::new("/proc").join(owner.to_string()).exists()) {
+            let _ = fs::remove_dir(entry.path());
+        }
     }
 }
 
@@ -89,5 +96,22 @@ mod tests {
             broken";
         let found: Vec<_> = hierarchies(mountinfo).collect();
         assert_eq!(found, [Path::new("/sys/fs/cgroup/unified"), Path::new("/sys/fs/cgroup/freezer")]);
+    }
+
+    #[test]
+    fn only_what_the_dead_left_empty_is_removed() {
+        let hierarchy = tempfile::tempdir().unwrap();
+        // Pids end at 2^22.
+        let (own, dead, populated) = (std::process::id(), (1 << 22) + 1, (1 << 22) + 2);
+        let kept = [format!("{NAME}{own}"), format!("{NAME}{populated}"), format!("{NAME}x"), NAME.to_owned()];
+        for name in kept.iter().chain([&format!("{NAME}{dead}"), &format!("other-{dead}")]) {
+            fs::create_dir(hierarchy.path().join(name)).unwrap();
+        }
+        // A directory that cannot be removed, as is a cgroup with a process in it.
+        fs::write(hierarchy.path().join(&kept[1]).join("something"), "").unwrap();
+        remove_stale_in(hierarchy.path());
+        let exists = |name: &str| hierarchy.path().join(name).exists();
+        assert!(kept.iter().all(|name| exists(name)));
+        assert!(exists(&format!("other-{dead}")) && !exists(&format!("{NAME}{dead}")));
     }
 }

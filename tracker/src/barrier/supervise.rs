@@ -26,7 +26,7 @@ use super::keeper::{self, KEEPER_NAME};
 use super::line::{HeldTask, Line};
 use super::marks::{Marks, RESCAN};
 use super::pool::Pool;
-use super::seat::Seat;
+use super::seat::{self, Seat};
 use super::watch::Watch;
 use super::wire::{self, Message, Received, Step};
 use super::{BarrierError, Config, Stats, bundle, sys};
@@ -331,6 +331,9 @@ impl Supervisor {
         let shared = Arc::clone(&self.shared);
         // Refused when too many threads are lost; the next scan comes.
         let _ = self.shared.pool.run(move || {
+            if shared.config.own_cgroup {
+                seat::remove_stale();
+            }
             path.marks.scan(&line);
             shared.report_marks();
         });
