@@ -2,13 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tracker_tests::daemon::{self, Daemon};
 use tracker_tests::house::{House, PATIENT};
+use tracker_tests::process::copy_program;
 use tracker_tests::runc::Kind;
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
@@ -30,7 +31,7 @@ fn without_root_it_says_what_it_needs_and_ends() -> Result<()> {
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o777))?;
     // Where the build is, others may not look.
     let program = directory.path().join("tracker");
-    fs::copy(requirement::tracker().map_err(anyhow::Error::msg)?, &program)?;
+    copy_program(&requirement::tracker().map_err(anyhow::Error::msg)?, &program)?;
     for socket in [directory.path().join("sock"), "/run/of-root-alone/tracker.sock".into()] {
         let mut command = Command::new("setpriv");
         command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&program);
@@ -129,6 +130,27 @@ fn without_permission_events_containers_are_known_from_their_first_exec() -> Res
         let over = eventually("its end", || daemon.in_state(&id, "exited"));
         assert_eq!(over["exit"]["code"], 137, "{over}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_keeper_that_cannot_be_started_is_waited_for_and_starts_are_held_then() -> Result<()> {
+    require!(Kind::Runc.requirement(), requirement::tracker(), kernel::btf(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let keeper = house.path("keeper");
+    let config = house.config(PATIENT, "").replace("[barrier]\n", &format!("[barrier]\nkeeper-program = {keeper:?}\n"));
+    let daemon = Daemon::start(&config)?;
+    let waiting = line(&daemon, "barrier", "fanotify", "waiting");
+    assert!(waiting["detail"].as_str().is_some_and(|detail| detail.contains("start the keeper")), "{waiting}");
+    let before = house.started("keeper-before")?;
+    let known = eventually("it runs", || daemon.in_state("keeper-before", "running"));
+    assert_eq!((&known["grade"], &known["pid"]), (&Value::from("first-exec"), &Value::from(before.pid())), "{known}");
+
+    symlink(env!("CARGO_BIN_EXE_keeper"), &keeper)?;
+    line(&daemon, "barrier", "fanotify", "live");
+    let after = house.started("keeper-after")?;
+    let known = eventually("it runs", || daemon.in_state("keeper-after", "running"));
+    assert_eq!((&known["grade"], &known["pid"]), (&Value::from("held"), &Value::from(after.pid())), "{known}");
     Ok(())
 }
 

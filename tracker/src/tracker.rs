@@ -177,8 +177,8 @@ impl Tracker {
         let started = Barrier::start(config.barrier.clone(), facts, health, stats.barrier, audit, outers);
         match started {
             Ok((barrier, supervisor)) => {
+                self.state_live(Source::Barrier, barrier.keeper_pid().is_some());
                 self.barrier = Some(barrier);
-                self.state_live(Source::Barrier, true);
                 self.start_thread("tracker-barrier", move || supervisor.run())
             }
             // What it is, and what to do about it, is on the health board; the rest works without.

@@ -133,6 +133,6 @@ pub enum BarrierError {
 impl BarrierError {
     /// Whether trying again later could help.
     fn is_transient(&self) -> bool {
-        matches!(self, BarrierError::Keeper(_) | BarrierError::Prepare(_))
+        matches!(self, BarrierError::Keeper(_))
     }
 }

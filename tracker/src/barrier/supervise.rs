@@ -101,6 +101,9 @@ struct Keeper {
 impl Barrier {
     /// Starts a keeper and prepares everything else; then [`Supervisor::run`] has to be given a thread.
     ///
+    /// An error is for good. Where a keeper could not be started just now, that is reported to `health` and the
+    /// supervisor goes on trying.
+    ///
     /// `audit` is called when the kernel reports that it dropped events: what was missed has to be found by a scan.
     /// `outers` tells which container a caller's mount namespace belongs to; callers in one that it does not know are
     /// let go unread.
@@ -163,7 +166,12 @@ impl Barrier {
             pause: FIRST_PAUSE,
             rescan_at: now + RESCAN,
         };
-        supervisor.start_keeper()?;
+        match supervisor.start_keeper() {
+            Ok(()) => {}
+            // The supervisor tries again: short of memory or processes is a state, not an end.
+            Err(error) if error.is_transient() => supervisor.put_off(&error),
+            Err(error) => return Err(error),
+        }
         Ok((Barrier { shared }, supervisor))
     }
 
@@ -219,9 +227,7 @@ impl Supervisor {
                 && now >= self.retry_at
                 && let Err(error) = self.start_keeper()
             {
-                let condition = if error.is_transient() { Condition::Waiting } else { Condition::Degraded };
-                self.shared.report(condition, &error.to_string());
-                self.postpone();
+                self.put_off(&error);
             }
         }
         self.shared.set_line(None);
@@ -304,6 +310,13 @@ impl Supervisor {
         }
         keeper.end();
         self.shared.report(Condition::Waiting, &format!("the keeper is being replaced: {why}"));
+    }
+
+    /// There is no keeper, for this reason; another attempt follows.
+    fn put_off(&mut self, error: &BarrierError) {
+        let condition = if error.is_transient() { Condition::Waiting } else { Condition::Degraded };
+        self.shared.report(condition, &error.to_string());
+        self.postpone();
     }
 
     fn postpone(&mut self) {
