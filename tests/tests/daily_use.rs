@@ -77,6 +77,7 @@ fn a_container_of_containerd_is_known_by_all_its_numbers_and_to_its_end() -> Res
     let over = eventually("the end is noticed", || in_state(&daemon, "c1", "exited"));
     assert_eq!((&over["exit"]["code"], &over["exit"]["signal"]), (&Value::from(137), &Value::from(9)), "{over}");
     assert_eq!(over["pid"], pid, "numbers stay on a container that has ended");
+    assert!(daemon.metric("tracker_end_seconds_count")? >= 1.0, "how long that took is counted");
     assert_eq!(daemon.stop()?, Some(0));
     Ok(())
 }

@@ -12,6 +12,7 @@ pub use self::text::CONTENT_TYPE;
 use self::text::Families;
 use crate::collection::writer::Figures;
 use crate::fact::Source;
+use crate::histogram::{BOUNDS_US, Histogram};
 use crate::tracker::Handle;
 
 /// How long the collection's writer may take for its own figures; a scrape without them is better than none.
@@ -53,6 +54,8 @@ fn collection(families: &mut Families, tracker: &Handle) {
     families.counters("facts", "Facts applied", facts);
     families.counter("publications", "Times that the collection was published", read(&stats.publications));
     families.counter("changes", "Changes published", read(&stats.changes));
+    let help = "Time from the end of a container's init process to its publication";
+    families.histogram("end_seconds", help, stats.end_times.sum().as_secs_f64(), buckets(&stats.end_times));
     families.counter("feed_missed_changes", "Changes that a feed was too slow for", read(&stats.feed_lags));
     families.counter(
         "closer_looks_dropped",
@@ -98,6 +101,12 @@ fn sources(families: &mut Families, tracker: &Handle) {
     families.gauges("source_condition", "The condition that a source is in", conditions);
     let changes = health.iter().map(|line| (labels(line.source, &line.what), line.changes));
     families.counters("source_condition_changes", "Times that a source's condition changed", changes);
+}
+
+/// Bounds in seconds, the last one infinite, and what lies between each and the one before it.
+fn buckets(histogram: &Histogram) -> Vec<(f64, u64)> {
+    let bounds = BOUNDS_US.map(|micros| micros as f64 / 1e6).into_iter().chain([f64::INFINITY]);
+    bounds.zip(histogram.counts()).collect()
 }
 
 fn read(counter: &AtomicU64) -> u64 {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
-use tracker::barrier::HOLD_BUCKETS_US;
+use tracker::histogram::BOUNDS_US;
 use tracker_tests::bundle::{Bundle, RootFs};
 use tracker_tests::runc::{Container, Kind, Runtime};
 
@@ -178,7 +178,7 @@ impl Buckets {
         for (bucket, count) in self.0.iter().enumerate() {
             sum += count;
             if sum >= wanted {
-                return HOLD_BUCKETS_US.get(bucket).map_or("more".into(), |bound| format!("≤{bound} us"));
+                return BOUNDS_US.get(bucket).map_or("more".into(), |bound| format!("≤{bound} us"));
             }
         }
         "-".into()

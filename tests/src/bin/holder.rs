@@ -11,7 +11,6 @@ use std::io::Write;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -38,8 +37,8 @@ fn main() -> Result<()> {
     let stats = Arc::clone(&barrier.stats);
     let end = thread::spawn(move || {
         for _ in std::io::stdin().lines() {
-            let counts = stats.hold_buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed).to_string());
-            println!("times {}", counts.collect::<Vec<_>>().join(" "));
+            let counts = stats.hold_times.counts().map(|count| count.to_string());
+            println!("times {}", counts.join(" "));
         }
     });
     if answer_name == "quiet" {

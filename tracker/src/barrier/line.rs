@@ -118,7 +118,7 @@ impl HeldTask {
         self.answered = true;
         let time = self.since.elapsed();
         let in_time = self.line.allow(self.event) && !self.passed;
-        self.stats.hold_time(time);
+        self.stats.hold_times.add(time);
         if !in_time {
             self.stats.let_go.fetch_add(1, Ordering::Relaxed);
         }
@@ -130,7 +130,7 @@ impl HeldTask {
         if !self.answered {
             self.answered = true;
             let _ = self.line.send(Message::Allow { event: self.event }, None);
-            self.stats.hold_time(self.since.elapsed());
+            self.stats.hold_times.add(self.since.elapsed());
         }
     }
 }

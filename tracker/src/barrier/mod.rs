@@ -51,7 +51,7 @@ use serde::Deserialize;
 pub use caller::{Outer, Outers};
 pub use keeper::keeper_entry;
 pub(crate) use marks::KNOWN as KNOWN_RUNTIMES;
-pub use stats::{HOLD_BUCKETS_US, Stats};
+pub use stats::Stats;
 pub use supervise::{Barrier, Supervisor};
 pub(crate) use sys::pidfd_open;
 pub use sys::raise_priority;

@@ -1,10 +1,8 @@
 //! What the barrier counts, for metrics and tests. Plain counters; reading them costs nobody anything.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::AtomicU64;
 
-/// Upper bounds of the hold time's buckets, in microseconds; the last bucket has none.
-pub const HOLD_BUCKETS_US: [u64; 11] = [50, 100, 200, 500, 1_000, 2_000, 5_000, 20_000, 100_000, 200_000, 300_000];
+use crate::histogram::Histogram;
 
 /// The barrier's counters since it began.
 #[derive(Debug, Default)]
@@ -13,10 +11,8 @@ pub struct Stats {
     pub events: AtomicU64,
     /// Held `create`s and `start`s that were given to the collection.
     pub holds: AtomicU64,
-    /// How many answers took up to each of [`HOLD_BUCKETS_US`], from the keeper's reading to ours; not cumulative.
-    pub hold_buckets: [AtomicU64; HOLD_BUCKETS_US.len() + 1],
-    /// Sum of these times, in nanoseconds.
-    pub hold_ns: AtomicU64,
+    /// How long answers took, from the keeper's reading to ours.
+    pub hold_times: Histogram,
     /// Answers that came after the keeper had let go.
     pub let_go: AtomicU64,
     /// Times that the kernel's queue ran over: it allowed what it dropped.
@@ -49,13 +45,4 @@ pub struct Stats {
     pub keeper_restarts: AtomicU64,
     /// Binaries learnt from what they started.
     pub learnt: AtomicU64,
-}
-
-impl Stats {
-    pub(super) fn hold_time(&self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        let bucket = HOLD_BUCKETS_US.iter().position(|bound| micros <= *bound).unwrap_or(HOLD_BUCKETS_US.len());
-        self.hold_buckets[bucket].fetch_add(1, Ordering::Relaxed);
-        self.hold_ns.fetch_add(u64::try_from(time.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
-    }
 }

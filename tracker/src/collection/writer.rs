@@ -24,6 +24,7 @@ use super::story;
 use super::view::{Host, Published, Reader, View};
 use crate::container::{Container, State as LifeState, Str};
 use crate::fact::{Birth, Fact, Source, What};
+use crate::histogram::Histogram;
 use crate::time::BootTime;
 
 /// Facts applied before publishing: bounds how long a reader waits for the first of many.
@@ -42,6 +43,8 @@ pub struct Stats {
     pub feed_lags: AtomicU64,
     /// Requests for a closer look that found the queue full.
     pub closer_looks_dropped: AtomicU64,
+    /// How long it took from the end of a container's init to the publication that tells it.
+    pub end_times: Histogram,
 }
 
 /// Figures that only the writer has.
@@ -180,6 +183,7 @@ impl Writer {
             self.published.publish(self.view.clone());
             self.stats.publications.fetch_add(1, Ordering::Relaxed);
             self.stats.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
+            self.count_ends(&changes);
         }
         self.give_turns(holds);
         self.tell_unheld_starts(&changes);
@@ -187,6 +191,17 @@ impl Writer {
         let offers: Vec<Offer<'_>> = changes.iter().filter_map(offer).collect();
         let lagged = self.feeds.offer(&offers, &self.state);
         self.stats.feed_lags.fetch_add(lagged, Ordering::Relaxed);
+    }
+
+    /// Ends of containers that were known alive: how long ago they were, now that they are published.
+    fn count_ends(&self, changes: &[RowChange]) {
+        let ended = changes.iter().filter_map(|change| {
+            let (before, after) = (change.before.as_ref()?, change.after.as_ref()?);
+            after.container.exited_at.filter(|_| before.container.exited_at.is_none())
+        });
+        for exited_at in ended {
+            self.stats.end_times.add(BootTime::now().since(exited_at));
+        }
     }
 
     fn give_turns(&mut self, holds: Vec<(Hold, Option<u64>)>) {
@@ -291,11 +306,11 @@ fn offer(change: &RowChange) -> Option<Offer<'_>> {
 mod tests {
     use super::*;
     use crate::collection::door::Facts;
-    use crate::container::{Namespaces, TaskId};
+    use crate::container::{Exit, Namespaces, TaskId};
+    use crate::fact::End;
 
-    #[test]
-    fn each_scan_asks_again_about_what_nobody_vouches_for() {
-        let birth = Birth {
+    fn birth() -> Birth {
+        Birth {
             task: TaskId { pid: 7, start_ticks: 70 },
             parent: None,
             namespaces: Namespaces { mnt: 700, ..Namespaces::default() },
@@ -304,11 +319,34 @@ mod tests {
             uid: 0,
             born_at: BootTime(700_000_000),
             executed: true,
-        };
+        }
+    }
+
+    fn writer() -> (Writer, mpsc::Receiver<Birth>) {
         let (facts, deliveries) = Facts::queue();
-        let (closer, mut looks) = mpsc::channel(4);
+        let (closer, looks) = mpsc::channel(4);
         let queue = facts.sender().downgrade();
-        let mut writer = Writer::new(Config::default(), Host::default(), deliveries, queue, closer, Arc::default());
+        (Writer::new(Config::default(), Host::default(), deliveries, queue, closer, Arc::default()), looks)
+    }
+
+    #[test]
+    fn how_late_an_end_is_published_is_counted_once_for_whom_was_seen_alive() {
+        let birth = birth();
+        let end = |exit| What::Ended(End { task: birth.task, mntns: 700, generation: Some(1), exit });
+        let fact = |what| Fact { source: Source::Kernel, at: BootTime(800_000_000), what };
+        let (mut writer, _looks) = writer();
+        for (what, ended) in [(What::Born(birth), 0), (end(Exit::default()), 1), (end(Exit::default()), 1)] {
+            writer.apply(vec![fact(what)]);
+            writer.publish(Vec::new());
+            assert_eq!(writer.stats.end_times.counts().iter().sum::<u64>(), ended);
+        }
+        assert!(writer.stats.end_times.sum() > Duration::ZERO);
+    }
+
+    #[test]
+    fn each_scan_asks_again_about_what_nobody_vouches_for() {
+        let birth = birth();
+        let (mut writer, mut looks) = writer();
         for _ in 0..2 {
             let what = What::Scanned(vec![birth]);
             writer.apply(vec![Fact { source: Source::Kernel, at: BootTime(800_000_000), what }]);

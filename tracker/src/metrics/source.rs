@@ -1,8 +1,8 @@
 //! What each source counts about its own work.
 
-use super::read;
 use super::text::Families;
-use crate::barrier::{self, HOLD_BUCKETS_US};
+use super::{buckets, read};
+use crate::barrier;
 use crate::source::{kernel, proc, scan};
 use crate::tracker::Stats;
 
@@ -32,10 +32,8 @@ fn probes(families: &mut Families, stats: &kernel::Stats) {
 fn barrier(families: &mut Families, stats: &barrier::Stats) {
     families.counter("barrier_events", "Executions of marked binaries that were looked at", read(&stats.events));
     families.counter("barrier_holds", "Held creates and starts that were given to the collection", read(&stats.holds));
-    let bounds = HOLD_BUCKETS_US.map(|micros| micros as f64 / 1e6).into_iter().chain([f64::INFINITY]);
-    let buckets = bounds.zip(stats.hold_buckets.iter().map(read)).collect();
     let help = "Time from the keeper's reading of an execution to the tracker's answer";
-    families.histogram("barrier_hold_seconds", help, read(&stats.hold_ns) as f64 / 1e9, buckets);
+    families.histogram("barrier_hold_seconds", help, stats.hold_times.sum().as_secs_f64(), buckets(&stats.hold_times));
     families.counter("barrier_let_go", "Answers that came after the keeper had let go", read(&stats.let_go));
     let help = "Times that the kernel's queue ran over; it allowed what it dropped";
     families.counter("barrier_overflows", help, read(&stats.overflows));

@@ -86,10 +86,9 @@ fn aside(way: Way, lives: usize, tracker: &Tracker) -> String {
     let containerd = &tracker.stats().containerd;
     let calls = count(&containerd.calls_container) + count(&containerd.calls_image);
     let barrier = &tracker.stats().barrier;
-    let bounds =
-        tracker::barrier::HOLD_BUCKETS_US.iter().map(|bound| format!("≤ {bound} µs")).chain(["more".to_owned()]);
+    let bounds = tracker::histogram::BOUNDS_US.iter().map(|bound| format!("≤ {bound} µs")).chain(["more".to_owned()]);
     let held: Vec<String> = bounds
-        .zip(barrier.hold_buckets.iter().map(count))
+        .zip(barrier.hold_times.counts())
         .filter(|(_, number)| *number > 0)
         .map(|(bound, number)| format!("{bound}: {number}"))
         .collect();
