@@ -1,6 +1,7 @@
 //! Why a container is as it is: who said what about it when. Bounded; what a person asks for with `explain`.
 
 use super::door::HeldStep;
+use super::news::News;
 use crate::container::{Exit, Grade, Str};
 use crate::fact::Source;
 use crate::time::BootTime;
@@ -17,7 +18,7 @@ pub(crate) enum Event {
     Ended(Exit),
     Missing,
     Gone,
-    Stated,
+    Stated(News),
     Withdrawn,
     Held(HeldStep),
     Graded(Grade),
@@ -66,6 +67,11 @@ impl Journal {
         &self.lines
     }
 
+    /// Whether a statement of this source is in it.
+    pub(crate) fn tells_of(&self, source: Source) -> bool {
+        self.lines.iter().any(|line| line.source == source && matches!(line.event, Event::Stated(_)))
+    }
+
     /// How many lines from the middle of its life were dropped.
     pub(crate) fn left_out(&self) -> u32 {
         self.left_out
@@ -89,7 +95,7 @@ impl Event {
             },
             Event::Missing => "gone without a record of its end: corrected by a scan".into(),
             Event::Gone => "its last process has gone".into(),
-            Event::Stated => "described it".into(),
+            Event::Stated(news) => format!("described it: {news}"),
             Event::Withdrawn => "no longer knows it".into(),
             Event::Held(HeldStep::Create) => "held its create until it was published".into(),
             Event::Held(HeldStep::Start) => "held its start until it was published".into(),

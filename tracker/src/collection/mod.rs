@@ -15,6 +15,7 @@ pub mod writer;
 
 mod journal;
 mod merge;
+mod news;
 mod run;
 mod state;
 mod table;

@@ -59,6 +59,12 @@ impl Statements {
         (and_withdrawn || !stated.withdrawn).then_some(&*stated.statement)
     }
 
+    /// What `source` states and has not taken back.
+    pub(crate) fn shared(&self, source: Source) -> Option<Arc<Statement>> {
+        let stated = self.0.iter().find(|stated| stated.source == source && !stated.withdrawn)?;
+        Some(Arc::clone(&stated.statement))
+    }
+
     /// Who states something that was not taken back.
     pub(crate) fn standing(&self) -> SourceSet {
         self.0.iter().filter(|stated| !stated.withdrawn).map(|stated| stated.source).collect()

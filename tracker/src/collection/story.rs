@@ -54,7 +54,9 @@ pub(super) fn tell(state: &State, instance: u64) -> Option<Story> {
     let lines = lines.map(|line| StoryLine { at: line.at, source: line.source, text: line.event.text() }).collect();
     provenance.dedup();
     let mut missing = state.missing(instance);
-    missing.extend(unknown(&container));
+    // A reason that somebody gave is better than ours.
+    let unknown = unknown(&container).into_iter().filter(|(field, _)| missing.iter().all(|(of, _)| of != field));
+    missing.extend(unknown.collect::<Vec<_>>());
     Some(Story { container, lines, lines_left_out: run.journal.left_out(), provenance, missing })
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::{State, admits};
 use crate::collection::journal::Event;
+use crate::collection::news::News;
 use crate::collection::run::{Run, Statements};
 use crate::container::{ContainerKey, Domain, TaskId};
 use crate::fact::{Source, Statement};
@@ -12,6 +13,8 @@ use crate::time::BootTime;
 
 impl State {
     pub(super) fn stated(&mut self, source: Source, at: BootTime, key: ContainerKey, statement: Arc<Statement>) {
+        let mut former = self.claims.get(&key).and_then(|claim| claim.statements.shared(source));
+        let told = Arc::clone(&statement);
         let run = match (statement.task, statement.creator) {
             (None, None) => {
                 let claim = self.claims.entry(key.clone()).or_default();
@@ -25,13 +28,19 @@ impl State {
             }
             (task, creator) => {
                 let run = self.claimed_run(&key, at, task, creator);
+                former = self.runs[&run].statements.shared(source).or(former);
                 if self.run(run).statements.put(source, at, Arc::clone(&statement)) {
                     self.touch(run);
                 }
                 run
             }
         };
-        self.tell(run, source, at, Event::Stated);
+        // A restart's story begins anew, whatever its source said in the one before.
+        let former = former.filter(|_| self.runs[&run].journal.tells_of(source));
+        let news = News::of(&told, former.as_deref());
+        if !news.is_empty() {
+            self.tell(run, source, at, Event::Stated(news));
+        }
     }
 
     /// The run of `key` with this init process or maker; joins what turns out to be the same, makes one where none is.
