@@ -60,8 +60,13 @@ impl Watch {
         let Ok(len) = self.epoll.wait(&mut events, EpollTimeout::ZERO) else { return Vec::new() };
         let mut creators = self.lock();
         let taken = events[..len].iter().filter_map(|event| creators.watched.remove(&event.data()));
-        // Dropping the pidfd takes it out of the epoll instance.
-        taken.map(|(_, entry)| entry).collect()
+        let told = taken.map(|(pidfd, entry)| {
+            // Closing it is not enough: while a process that was forked in this moment has a copy of it, it would go on to be
+            // ready, and the supervisor would spin, before everybody else.
+            self.epoll.delete(&pidfd).expect("what was added is there while its fd is open");
+            entry
+        });
+        told.collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Creators> {
@@ -88,7 +93,9 @@ mod tests {
         let entry = Entry::new(key, place, None, None, Statement::default());
         let watch = Watch::new().unwrap();
         let mut child = Command::new("cat").stdin(std::process::Stdio::piped()).spawn().unwrap();
-        assert!(watch.add(sys::pidfd_open(child.id()).unwrap(), entry));
+        let pidfd = sys::pidfd_open(child.id()).unwrap();
+        let copy = pidfd.try_clone().expect("as every fork makes one");
+        assert!(watch.add(pidfd, entry));
         assert!(watch.ended().is_empty());
         drop(child.stdin.take());
         let deadline = Instant::now() + Duration::from_secs(30);
@@ -98,7 +105,8 @@ mod tests {
             std::thread::yield_now();
         }
         assert_eq!(ended.len(), 1);
-        assert!(watch.ended().is_empty());
+        assert_eq!(watch.epoll.wait(&mut [EpollEvent::empty()], EpollTimeout::ZERO), Ok(0), "nobody is woken again");
+        drop(copy);
         child.wait().unwrap();
     }
 }
