@@ -3,6 +3,7 @@
 //! Conflicts are decided per field, never by who spoke last. Zero, empty and `false` are values when a source states
 //! them; "unknown" never beats a known value.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::run::{Run, Statements};
@@ -86,7 +87,28 @@ pub(crate) struct Context<'a> {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct CgroupSeen {
     pub path: Option<Str>,
-    pub emptied_at: Option<BootTime>,
+    emptied: BTreeSet<BootTime>,
+}
+
+impl CgroupSeen {
+    /// Notes that its last task left it. One that fills again and again keeps the last few times.
+    pub(crate) fn emptied(&mut self, at: BootTime) {
+        const MAX_TIMES: usize = 8;
+        self.emptied.insert(at);
+        if self.emptied.len() > MAX_TIMES {
+            self.emptied.pop_first();
+        }
+    }
+
+    /// When it was empty for the first time after the end of `run`'s init: later times are those of other runs in it, or
+    /// of its removal.
+    pub(crate) fn emptied_after(&self, run: &Run, opened: BootTime, ended_at: BootTime) -> Option<BootTime> {
+        let first = self.emptied.range(ended_at..).next().copied();
+        // An end that a scan or a runtime told may have been told late.
+        let is_exact = run.shown.ended.is_some_and(|(_, exit)| exit.is_some());
+        let last = || self.emptied.range(opened..ended_at).next_back().copied().filter(|_| !is_exact);
+        first.or_else(last)
+    }
 }
 
 /// Whose word each field is.
@@ -334,12 +356,12 @@ fn intervals(run: &Run, container: &Container, context: Context<'_>) -> (Interva
     // Init's end does not close the namespaces for the others in its cgroup; when the cgroup is empty all have gone.
     // Where no cgroup of its own tells, the end of a pid namespace's init takes everybody along.
     let has_cgroup = container.cgroup.id.is_some_and(|id| id != context.host.cgroup_id);
-    let emptied_at = context.cgroup.and_then(|cgroup| cgroup.emptied_at);
     // An end is an event of the container's own, so its moment still belongs to it; another's birth does not.
     let after = |end: BootTime| BootTime(end.0.saturating_add(1));
     let told = match ended_at {
         Some(ended_at) if has_cgroup && context.live.contains(Kernel) => {
-            emptied_at.map(|emptied_at| emptied_at.max(ended_at))
+            let seen = context.cgroup.and_then(|cgroup| cgroup.emptied_after(run, opened, ended_at));
+            run.shown.emptied_at.into_iter().chain(seen).min().map(|emptied_at| emptied_at.max(ended_at))
         }
         ended_at => ended_at,
     };

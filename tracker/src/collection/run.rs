@@ -101,6 +101,8 @@ impl Shown {
         }
         self.seen_live |= other.seen_live;
         self.executed_at = self.executed_at.max(other.executed_at);
+    /// When its cgroup was empty for the first time after its end. Kept here since a cgroup that is used again forgets.
+    pub emptied_at: Option<BootTime>,
         self.ended = match (self.ended, other.ended) {
             (Some((at, exit)), Some((other_at, other_exit))) => Some((at.min(other_at), exit.or(other_exit))),
             (ended, other) => ended.or(other),
@@ -119,6 +121,7 @@ impl Shown {
                     born_at: newer.born_at.min(older.born_at),
                     generation: newer.generation.or(older.generation),
                     // Whose it is shows at birth: the entrypoint may run as anybody.
+        self.emptied_at = earlier(self.emptied_at, other.emptied_at);
                     uid: if former.born_at <= birth.born_at { former.uid } else { birth.uid },
                     // At birth the creator is the parent; later it may be whoever adopted the orphan.
                     parent: if former.born_at <= birth.born_at { former.parent } else { birth.parent },

@@ -134,8 +134,7 @@ impl State {
                 self.touch_cgroup(id);
             }
             What::CgroupEmptied { id } => {
-                let seen = self.cgroup(id);
-                seen.emptied_at = seen.emptied_at.max(Some(at));
+                self.cgroup(id).emptied(at);
                 for run in self.by_cgroup.get(&id).cloned().unwrap_or_default() {
                     self.tell(run, source, at, Event::Gone);
                 }
@@ -374,6 +373,7 @@ impl State {
             let Some(run) = self.runs.get_mut(&instance) else { continue };
             run.dirty = false;
             let before = run.row.clone();
+            self.note_emptied(instance, &after);
             let Some(mut after) = self.derive(instance, None, None) else { continue };
             let container = Arc::get_mut(&mut after.container).expect("just derived, nobody has it yet");
             if let Some(before) = &before {
@@ -394,6 +394,15 @@ impl State {
         }
         changes
     }
+    /// Keeps with the run when its cgroup emptied, which the cgroup itself will have forgotten one day.
+    fn note_emptied(&mut self, instance: u64, row: &Row) {
+        let Some(ended_at) = row.container.exited_at else { return };
+        let Some(seen) = row.container.cgroup.id.and_then(|id| self.cgroups.get(&id)) else { return };
+        let run = self.runs.get_mut(&instance).expect("it was just derived");
+        let emptied_at = seen.emptied_after(run, row.here.opened, ended_at);
+        run.shown.emptied_at = run.shown.emptied_at.into_iter().chain(emptied_at).min();
+    }
+
 
     fn index(&mut self, instance: u64, row: &Row) {
         self.schedule(instance, row);

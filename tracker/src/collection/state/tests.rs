@@ -1,5 +1,7 @@
 //! The state through its narrow door: facts in, rows out.
 
+mod attribution;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -482,7 +484,7 @@ fn world() -> Vec<Fact> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: ProptestConfig::default().cases.max(400), ..ProptestConfig::default() })]
 
     #[test]
     fn sources_that_interleave_in_any_way_and_repeat_themselves_give_the_same_containers(
