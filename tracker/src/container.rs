@@ -128,6 +128,21 @@ pub struct TaskId {
     pub start_ticks: u64,
 }
 
+impl TaskId {
+    /// Nanoseconds in a tick: `/proc` counts in 1/100 s on every architecture that Linux has left.
+    pub(crate) const TICK_NS: u64 = 10_000_000;
+
+    /// The earliest moment at which it can have started.
+    pub(crate) fn started_from(self) -> BootTime {
+        BootTime(self.start_ticks.saturating_mul(Self::TICK_NS))
+    }
+
+    /// The moment by which it had started: up to one tick later than it did.
+    pub(crate) fn started_by(self) -> BootTime {
+        BootTime(self.start_ticks.saturating_add(1).saturating_mul(Self::TICK_NS))
+    }
+}
+
 /// Inode numbers of a task's namespaces. 0 means unknown: the kernel never hands out 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Namespaces {

@@ -162,9 +162,14 @@ pub enum What {
         /// Id in the cgroup v2 hierarchy.
         id: u64,
     },
-    /// Everything that a scan found alive: init processes in namespaces that are not the host's.
-    /// An init process that was born before the fact's moment and is not in it has ended.
-    Scanned(Vec<Birth>),
+    /// Everything that a scan found alive in mount namespaces that are not the host's.
+    /// A process that was born before the fact's moment and is not in it has ended.
+    Scanned {
+        /// One process of each namespace: the one that stands for it.
+        inits: Vec<Birth>,
+        /// All processes, those included.
+        tasks: Vec<TaskId>,
+    },
     /// All that the source knows about a container; replaces its former statement about it.
     Stated {
         /// The container as its runtime names it.

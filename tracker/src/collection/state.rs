@@ -139,7 +139,7 @@ impl State {
                     self.tell(run, source, at, Event::Gone);
                 }
             }
-            What::Scanned(births) => self.scanned(source, at, &births),
+            What::Scanned { inits, tasks } => self.scanned(source, at, &inits, &tasks.into_iter().collect()),
             What::Stated { key, statement } => self.stated(source, at, key, statement.into()),
             What::Withdrawn { key } => self.withdrawn(source, at, &key),
             What::Listed { scope, keys } => self.listed(source, at, &scope, &keys.into_iter().collect()),

@@ -164,7 +164,7 @@ impl Writer {
     fn apply(&mut self, facts: Vec<Fact>) {
         for fact in facts {
             self.stats.facts[fact.source as usize].fetch_add(1, Ordering::Relaxed);
-            self.scanned |= matches!(fact.what, What::Scanned(_));
+            self.scanned |= matches!(fact.what, What::Scanned { .. });
             self.state.apply(fact);
         }
     }
@@ -348,7 +348,7 @@ mod tests {
         let birth = birth();
         let (mut writer, mut looks) = writer();
         for _ in 0..2 {
-            let what = What::Scanned(vec![birth]);
+            let what = What::Scanned { inits: vec![birth], tasks: vec![birth.task] };
             writer.apply(vec![Fact { source: Source::Kernel, at: BootTime(800_000_000), what }]);
             writer.publish(Vec::new());
             assert_eq!(looks.try_recv(), Ok(birth));

@@ -11,6 +11,10 @@ use crate::time::BootTime;
 impl State {
     pub(super) fn born(&mut self, source: Source, at: BootTime, birth: Birth, event: Event) -> Option<u64> {
         let known = birth.generation.and_then(|generation| self.by_generation.get(&generation).copied());
+        if let Some(run) = known.filter(|run| self.has_other_init(*run, &birth)) {
+            self.tell(run, source, at, event);
+            return Some(run);
+        }
         let of_task = self.by_task.get(&birth.task).copied();
         let made = birth.parent.and_then(|parent| self.by_creator.get(&parent).copied());
         let made = made.filter(|run| self.runs[run].task.is_none_or(|task| task == birth.task));
@@ -48,16 +52,15 @@ impl State {
 
     pub(super) fn executed(&mut self, source: Source, at: BootTime, execution: Execution) {
         let event = Event::Executed { by_init: execution.by_init };
-        // What another process than init shows is not a picture of the container's init.
-        let known = execution.task.generation.and_then(|generation| self.by_generation.get(&generation).copied());
-        let run = match known.filter(|_| !execution.by_init) {
-            Some(run) => {
-                self.tell(run, source, at, event);
-                return;
-            }
-            None => self.born(source, at, Birth { executed: execution.by_init, ..execution.task }, event),
-        };
-        if let Some(run) = run.filter(|_| execution.by_init) {
+        if !execution.by_init {
+            // What another process than init shows is not a picture of the container: where the birth was lost, and that
+            // was counted, the audit brings the init.
+            let known = execution.task.generation.and_then(|generation| self.by_generation.get(&generation).copied());
+            known.into_iter().for_each(|run| self.tell(run, source, at, event.clone()));
+            return;
+        }
+        let run = self.born(source, at, Birth { executed: true, ..execution.task }, event);
+        if let Some(run) = run {
             let executed_at = &mut self.run(run).shown.executed_at;
             // The first one counts; one that a scan inferred has no time.
             *executed_at = match *executed_at {
@@ -82,7 +85,7 @@ impl State {
     }
 
     /// Compares what is alive with what the state believes, and corrects the state.
-    pub(super) fn scanned(&mut self, source: Source, at: BootTime, births: &[Birth]) {
+    pub(super) fn scanned(&mut self, source: Source, at: BootTime, births: &[Birth], tasks: &HashSet<TaskId>) {
         let before: HashSet<u64> = self.runs.keys().copied().collect();
         let alive: HashSet<u64> =
             births.iter().filter_map(|birth| self.born(source, at, *birth, Event::Scanned)).collect();
@@ -91,12 +94,10 @@ impl State {
             // Whoever was born after the scan was read is not new to the probes, only not yet told.
             self.counts.corrections += alive.difference(&before).count() as u64;
         }
-        let tasks: HashSet<TaskId> = births.iter().map(|birth| birth.task).collect();
-        let started_before = |task: TaskId| BootTime((task.start_ticks + 1).saturating_mul(10_000_000)) < at;
         let gone: Vec<u64> = self
             .runs
             .values()
-            .filter(|run| run.task.is_some_and(|task| started_before(task) && !tasks.contains(&task)))
+            .filter(|run| run.task.is_some_and(|task| task.started_by() < at && !tasks.contains(&task)))
             .filter(|run| run.shown.birth.is_none_or(|birth| birth.born_at < at))
             .map(|run| run.instance)
             .collect();
@@ -119,11 +120,10 @@ impl State {
         if self.runs[&run].task.is_none() {
             self.set_task(run, birth.task);
         }
-        let shown = &mut self.run(run).shown;
-        // The namespace's init is what it was born on; who lives on after it is not a picture of it.
-        if shown.birth.is_some_and(|former| former.task != birth.task && former.born_at <= birth.born_at) {
+        if self.has_other_init(run, &birth) {
             return;
         }
+        let shown = &mut self.run(run).shown;
         shown.show(birth);
         let born_at = shown.birth.map_or(birth.born_at, |birth| birth.born_at);
         if let Some(generation) = birth.generation {
@@ -136,6 +136,13 @@ impl State {
             }
         }
         self.succeed(run, birth.namespaces.mnt, born_at);
+    }
+
+    /// Whether the namespace was born on another process: who joined it, or lives on after its init, is not a picture of
+    /// the container.
+    fn has_other_init(&self, run: u64, birth: &Birth) -> bool {
+        let shown = self.runs[&run].shown.birth;
+        shown.is_some_and(|former| former.task != birth.task && former.born_at <= birth.born_at)
     }
 
     /// A mount namespace's number is on `run` since `born_at`: whoever had it before has gone by then.

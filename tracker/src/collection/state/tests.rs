@@ -138,6 +138,12 @@ impl Life {
 
 const WEB: Life = Life { id: "web", pid: 100, creator: 90, mnt: 50, generation: 7, cgroup: 70, from_ms: 1_000 };
 
+/// A scan that found these inits and no other process.
+fn scanned(inits: Vec<Birth>) -> What {
+    let tasks = inits.iter().map(|birth| birth.task).collect();
+    What::Scanned { inits, tasks }
+}
+
 fn state() -> State {
     let mut state = State::new(Config::default(), HOST);
     for source in [Source::Kernel, Source::Barrier, Source::Containerd] {
@@ -301,7 +307,7 @@ fn a_user_cannot_claim_roots_container() {
 
 #[test]
 fn a_scan_finds_what_was_there_before_and_ends_what_is_gone() {
-    let scan = |at, births| Fact { source: Source::Kernel, at: ms(at), what: What::Scanned(births) };
+    let scan = |at, births| Fact { source: Source::Kernel, at: ms(at), what: scanned(births) };
     let found = Birth { executed: true, ..WEB.birth() };
     let mut state = with([scan(2_000, vec![found])]);
     let container = only(&state);

@@ -17,6 +17,7 @@ use crate::collection::door::Facts;
 use crate::fact::{Birth, Fact, Source, What};
 use crate::source::health::{Condition, HealthBoard};
 use crate::source::kernel::setup::host_namespace;
+use crate::source::kernel::translate::{birth, task_id};
 use crate::source::kernel::{Kernel, KernelError, KnownTable, Machine, SlotTable};
 use crate::time::BootTime;
 
@@ -139,6 +140,17 @@ impl Scanner {
     /// What was born before the call and lives until it returns is in it.
     pub fn scan(&mut self) -> Result<Vec<Birth>, ScanError> {
         let tasks = self.tasks()?;
+        Ok(self.births(tasks))
+    }
+
+    /// The same as a fact, with all processes.
+    fn state(&mut self) -> Result<What, ScanError> {
+        let tasks = self.tasks()?;
+        let ids = tasks.iter().map(task_id).collect();
+        Ok(What::Scanned { inits: self.births(tasks), tasks: ids })
+    }
+
+    fn births(&mut self, tasks: Vec<TaskFacts>) -> Vec<Birth> {
         // What the probes took for a birth before the first scan may be a fork in a namespace that was there before them.
         let known = |key| self.tables.as_ref().filter(|_| self.first_done)?.0.get(key);
         let inits = choose::inits(tasks, |key| known(key).map(|known| (known.init_tgid, known.init_start)));
@@ -146,13 +158,14 @@ impl Scanner {
         for init in &inits {
             self.adopt(init);
         }
-        Ok(inits
-            .iter()
-            .map(|init| {
-                let born = known_birth(self.tables.as_ref(), init).unwrap_or(init.start_ns);
-                crate::source::kernel::translate::birth(init, born, init.has_executed(), self.v2)
-            })
-            .collect())
+        // `/proc` rounds start times down, into the life of the number's former holder.
+        let started =
+            |init: &TaskFacts| if self.iterator.is_ok() { init.start_ns } else { task_id(init).started_by().0 };
+        let birth_of = |init| {
+            let born = known_birth(self.tables.as_ref(), init).unwrap_or_else(|| started(init));
+            birth(init, born, init.has_executed(), self.v2)
+        };
+        inits.iter().map(birth_of).collect()
     }
 
     /// Every process in a mount namespace that is not the host's.
@@ -251,16 +264,18 @@ pub fn run(
     let mut known_before = None;
     loop {
         let (at, begun) = (BootTime::now(), Instant::now());
-        match scanner.scan() {
-            Ok(births) => {
+        match scanner.state() {
+            Ok(what_is_alive) => {
                 stats.scans.fetch_add(1, Ordering::Relaxed);
                 stats.last_micros.store(begun.elapsed().as_micros() as u64, Ordering::Relaxed);
-                stats.last_found.store(births.len() as u64, Ordering::Relaxed);
+                if let What::Scanned { inits, .. } = &what_is_alive {
+                    stats.last_found.store(inits.len() as u64, Ordering::Relaxed);
+                }
                 // The first scan finds what was there before us: nothing to correct.
                 let before = known_before.replace(scanner.corrections());
                 let corrected = before.map_or(0, |before| scanner.corrections() - before);
                 stats.corrections.fetch_add(corrected, Ordering::Relaxed);
-                if facts.state_blocking(vec![Fact { source, at, what: What::Scanned(births) }]).is_err() {
+                if facts.state_blocking(vec![Fact { source, at, what: what_is_alive }]).is_err() {
                     return;
                 }
                 let condition = if detail.is_empty() { Condition::Live } else { Condition::Degraded };

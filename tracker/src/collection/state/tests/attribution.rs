@@ -42,3 +42,43 @@ fn a_cgroup_used_again_by_a_later_run_does_not_lengthen_the_former_s_life() {
         assert_eq!(rows["web Some(8)"].1.1, BootTime(ms(3_502).0 + 1));
     }
 }
+
+#[test]
+fn an_end_that_only_a_scan_saw_closes_although_the_cgroup_emptied_before() {
+    let scan = WEB.kernel(900, What::Scanned { inits: vec![], tasks: vec![] });
+    let lost_end = WEB.all().into_iter().filter(|fact| !matches!(fact.what, What::Ended(_)));
+    let rows = picture(&with(lost_end.chain([scan])));
+    assert_eq!(rows["web Some(7)"].0.state, LifeState::Exited);
+    assert!(rows["web Some(7)"].1.1 <= ms(1_901));
+}
+
+#[test]
+fn an_exec_by_another_process_is_no_picture_of_a_container_whose_birth_was_lost() {
+    let worker = Birth { task: task(150, 140), executed: false, ..WEB.birth() };
+    let exec = WEB.kernel(70, What::Executed(Execution { task: worker, by_init: false }));
+    let init = Birth { executed: true, ..WEB.birth() };
+    let audit = WEB.kernel(400, What::Scanned { inits: vec![init], tasks: vec![init.task, worker.task] });
+    let again = Fact { at: ms(60_000), ..audit.clone() };
+    let container = only(&with([exec, audit, WEB.starting(), again]));
+    assert_eq!((&*container.id, container.pid(), container.state), ("web", Some(100), LifeState::Running));
+}
+
+#[test]
+fn a_container_in_the_mount_ns_of_another_lives_as_long_as_its_process() {
+    let guest =
+        Statement { task: Some(task(150, 120)), namespaces: Some(WEB.birth().namespaces), ..Statement::default() };
+    let what = What::Stated { key: key("guest"), statement: Box::new(guest) };
+    let guest = Fact { source: Source::Manual, at: ms(1_300), what };
+    let init = Birth { executed: true, ..WEB.birth() };
+    let scan =
+        |at, tasks| Fact { source: Source::Kernel, at: ms(at), what: What::Scanned { inits: vec![init], tasks } };
+    let both = vec![init.task, task(150, 120)];
+    let life = WEB.all().into_iter().take(6);
+    let mut state = with(life.chain([guest, scan(30_000, both)]));
+    let of_guest = |state: &State| picture(state)["guest None"].0.clone();
+    assert!(!of_guest(&state).state.is_over());
+    state.apply(scan(60_000, vec![init.task]));
+    state.settle();
+    assert_eq!(of_guest(&state).state, LifeState::Exited);
+    assert_eq!(picture(&state)["web Some(7)"].0.state, LifeState::Running);
+}
