@@ -25,8 +25,6 @@ const MAX_PID_FILE_LEN: u64 = 32;
 /// The first and the longest pause while the kernel's record of a birth is on its way to the collection. It takes
 /// microseconds; on a machine that has no time for us, longer.
 const RECORD_PAUSES: (Duration, Duration) = (Duration::from_micros(500), Duration::from_millis(8));
-/// Nanoseconds of a clock tick, the unit of processes' start times.
-const TICK_NS: u64 = 10_000_000;
 
 /// An init process that was proven to be its container's.
 #[derive(Debug)]
@@ -128,7 +126,7 @@ fn check(pid: u32, host: &Host, prove: impl FnOnce(TaskId) -> Result<(), Doubt>)
 }
 
 fn started_after(task: TaskId, moment: BootTime) -> bool {
-    task.start_ticks >= moment.0 / TICK_NS
+    task.start_ticks >= moment.0 / TaskId::TICK_NS
 }
 
 fn read_pid(path: &Path) -> Option<u32> {

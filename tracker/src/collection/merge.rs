@@ -348,8 +348,8 @@ fn domain_of(run: &Run, host: Host) -> Domain {
 
 /// The times for which its numbers are its own: of its namespaces and cgroup, and of its init pid.
 fn intervals(run: &Run, container: &Container, context: Context<'_>) -> (Interval, Interval) {
-    let task_start = run.task.map(|TaskId { start_ticks, .. }| BootTime(start_ticks.saturating_mul(10_000_000)));
-    // A start time in ticks is up to 10 ms early: too early for a namespace number that another container just left.
+    // A start time in ticks is up to 10 ms early: too early for a number that another just left. So it is taken late.
+    let task_start = run.task.map(TaskId::started_by);
     let opened = run.shown.birth.map(|birth| birth.born_at).or(task_start).unwrap_or(run.first_fact_at);
     let init_opened = task_start.map_or(opened, |start| start.min(opened));
     let ended_at = container.exited_at.filter(|_| container.state.is_over());

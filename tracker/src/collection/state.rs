@@ -217,13 +217,12 @@ impl State {
         let former = self.by_pid.insert(task.pid, run).filter(|former| *former != run);
         if let Some(former) = former.filter(|former| self.runs.contains_key(former)) {
             // Two processes with one pid: the one that started first has been reaped before the other began.
-            let starts = |run: &Run| run.task.map_or(0, |task| task.start_ticks);
-            let (old, new) = match starts(&self.runs[&former]) <= task.start_ticks {
-                true => (former, run),
-                false => (run, former),
+            let former_task = self.runs[&former].task.unwrap_or(task);
+            let (old, new, heir) = match former_task.start_ticks <= task.start_ticks {
+                true => (former, run, task),
+                false => (run, former, former_task),
             };
-            let reused_at = BootTime(starts(&self.runs[&new]).saturating_mul(10_000_000));
-            self.run(old).shown.pid_reused_at = Some(reused_at);
+            self.run(old).shown.pid_reused_at = Some(heir.started_by());
             self.by_pid.insert(task.pid, new);
             self.touch(old);
         }

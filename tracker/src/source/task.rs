@@ -20,7 +20,6 @@ use nix::sys::stat::{Mode, fstatat, stat};
 use crate::container::{Cgroup, Namespaces, TaskId};
 use crate::enrich::{cgroup, task};
 use crate::fact::Birth;
-use crate::time::BootTime;
 
 /// `stat`, `status` and `cgroup` are far shorter, whatever a process does.
 const MAX_FILE_LEN: u64 = 64 << 10;
@@ -175,7 +174,7 @@ impl TaskView {
             generation: self.generation,
             cgroup_id: self.cgroup.id,
             uid: self.uid,
-            born_at: BootTime(self.task.start_ticks.saturating_mul(10_000_000)),
+            born_at: self.task.started_by(),
             executed,
         }
     }

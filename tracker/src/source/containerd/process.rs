@@ -4,9 +4,6 @@ use super::ledger::Identity;
 use crate::source::task::{Task, own_namespaces};
 use crate::time::BootTime;
 
-/// `/proc` counts in 1/100 s on every architecture that Linux has left.
-const NANOS_PER_TICK: u64 = 10_000_000;
-
 /// The process with this pid, if it was there at the moment when containerd named it and has a mount namespace of its own.
 ///
 /// Else the pid has been given to another process since, or belongs to one that is no container.
@@ -15,7 +12,7 @@ pub(super) fn identity(pid: u32, named_at: BootTime) -> Option<Identity> {
     let task = process.id().ok()?;
     let namespaces = process.namespaces();
     let host = own_namespaces().ok()?;
-    let was_there = task.start_ticks.checked_mul(NANOS_PER_TICK)? <= named_at.0;
+    let was_there = task.started_from() <= named_at;
     let is_apart = namespaces.mnt != 0 && namespaces.mnt != host.mnt;
     // It was one process all the time, and still is: a zombie's namespaces are gone.
     (was_there && is_apart && process.is(task)).then_some(Identity { task, namespaces })

@@ -6,9 +6,6 @@ use crate::container::{Exit, Namespaces, TaskId};
 use crate::fact::{Birth, End, Execution, Fact, Source, What};
 use crate::time::BootTime;
 
-/// The kernel counts start times in nanoseconds; `/proc` and facts count hundredths of a second.
-const NANOS_PER_TICK: u64 = 10_000_000;
-
 /// What the kernel says about a task, as a fact's values. `v2` tells whether cgroup ids are of the v2 hierarchy.
 pub(crate) fn birth(task: &TaskFacts, born: u64, executed: bool, v2: bool) -> Birth {
     Birth {
@@ -31,12 +28,12 @@ pub(crate) fn birth(task: &TaskFacts, born: u64, executed: bool, v2: bool) -> Bi
 
 /// A process's identity.
 pub(crate) fn task_id(task: &TaskFacts) -> TaskId {
-    TaskId { pid: task.tgid, start_ticks: task.start_ns / NANOS_PER_TICK }
+    TaskId { pid: task.tgid, start_ticks: task.start_ns / TaskId::TICK_NS }
 }
 
 /// Its parent's identity. Process 0 is the kernel itself, and started nothing that could be looked up.
 fn parent_id(task: &TaskFacts) -> Option<TaskId> {
-    let start_ticks = task.parent_start_ns / NANOS_PER_TICK;
+    let start_ticks = task.parent_start_ns / TaskId::TICK_NS;
     (task.parent_tgid != 0).then_some(TaskId { pid: task.parent_tgid, start_ticks })
 }
 

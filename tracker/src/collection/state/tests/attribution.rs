@@ -82,3 +82,12 @@ fn a_container_in_the_mount_ns_of_another_lives_as_long_as_its_process() {
     assert_eq!(of_guest(&state).state, LifeState::Exited);
     assert_eq!(picture(&state)["web Some(7)"].0.state, LifeState::Running);
 }
+
+#[test]
+fn a_pid_is_nobody_s_before_its_process_was_forked() {
+    // Start times are told in hundredths of a second: this one began somewhere within the one that ends at 1,030 ms.
+    let state = with([WEB.creating(), WEB.born(), WEB.starting()]);
+    let id = |at| reader(&state).by_pid_at(WEB.pid, at).container().map(|container| container.id.clone());
+    assert_eq!(id(BootTime(ms(1_025).0 - 1)), None);
+    assert_eq!(id(ms(1_025)).as_deref(), Some("web"));
+}
