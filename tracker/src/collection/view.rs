@@ -298,7 +298,7 @@ impl Reader {
     #[inline]
     pub fn by_mntns(&mut self, ns: u32) -> Lookup<'_> {
         let view = self.view();
-        if ns == view.host.namespaces.mnt {
+        if is_host(ns, view.host.namespaces.mnt) {
             return Lookup::Host;
         }
         found(view.mntns.get(ns.into()).and_then(Timeline::now))
@@ -308,7 +308,7 @@ impl Reader {
     #[inline]
     pub fn by_mntns_at(&mut self, ns: u32, at: BootTime) -> Lookup<'_> {
         let view = self.view();
-        if ns == view.host.namespaces.mnt {
+        if is_host(ns, view.host.namespaces.mnt) {
             return Lookup::Host;
         }
         found(view.mntns.get(ns.into()).and_then(|timeline| timeline.at(at)))
@@ -327,7 +327,7 @@ impl Reader {
     /// All containers that share the net namespace with inode number `ns` now.
     pub fn by_netns(&mut self, ns: u32) -> Group<'_> {
         let view = self.view();
-        if ns == view.host.namespaces.net {
+        if is_host(ns, view.host.namespaces.net) {
             return Group::Host;
         }
         view.netns.get(ns.into()).map_or(Group::Unknown, |group| Group::of(group.now()))
@@ -336,7 +336,7 @@ impl Reader {
     /// All containers that shared the net namespace with inode number `ns` at an event's time.
     pub fn by_netns_at(&mut self, ns: u32, at: BootTime) -> Group<'_> {
         let view = self.view();
-        if ns == view.host.namespaces.net {
+        if is_host(ns, view.host.namespaces.net) {
             return Group::Host;
         }
         view.netns.get(ns.into()).map_or(Group::Unknown, |group| Group::of(group.at(at)))
@@ -346,7 +346,7 @@ impl Reader {
     /// that nobody vouches for are left out where somebody vouches for another.
     pub fn by_cgroup(&mut self, id: u64) -> Group<'_> {
         let view = self.view();
-        if id == view.host.cgroup_id {
+        if is_host(id, view.host.cgroup_id) {
             return Group::Host;
         }
         view.cgroups.get(id).map_or(Group::Unknown, |group| Group::of(group.now().vouched()))
@@ -355,7 +355,7 @@ impl Reader {
     /// [`Reader::by_cgroup`] at an event's time.
     pub fn by_cgroup_at(&mut self, id: u64, at: BootTime) -> Group<'_> {
         let view = self.view();
-        if id == view.host.cgroup_id {
+        if is_host(id, view.host.cgroup_id) {
             return Group::Host;
         }
         view.cgroups.get(id).map_or(Group::Unknown, |group| Group::of(group.at(at).vouched()))
@@ -434,6 +434,12 @@ impl Reader {
     pub fn host(&self) -> Host {
         self.view.host
     }
+}
+
+/// Whether a number is the host's own. 0 is nobody's: it stands for what is unknown, on either side.
+#[inline]
+fn is_host<N: Default + PartialEq>(number: N, host: N) -> bool {
+    number == host && number != N::default()
 }
 
 #[inline]

@@ -91,3 +91,14 @@ fn a_pid_is_nobody_s_before_its_process_was_forked() {
     assert_eq!(id(BootTime(ms(1_025).0 - 1)), None);
     assert_eq!(id(ms(1_025)).as_deref(), Some("web"));
 }
+
+#[test]
+fn a_number_that_says_nothing_is_not_the_host_s() {
+    use super::super::super::view::{Group, Lookup, Published, Reader, View};
+    let mut reader = Reader::new(Published::new(View::new(Host::default())));
+    assert_eq!(reader.by_mntns(0), Lookup::Unknown);
+    assert_eq!(reader.by_mntns_at(0, ms(1)), Lookup::Unknown);
+    assert!(matches!(reader.by_netns(0), Group::Unknown), "the host's could not be read");
+    assert!(matches!(reader.by_cgroup(0), Group::Unknown), "cgroup v2 is not mounted");
+    assert!(matches!(reader.by_cgroup_at(0, ms(1)), Group::Unknown));
+}
