@@ -128,7 +128,9 @@ impl<'a> Said<'a> {
         if self.only.is_some_and(|only| only != source) {
             return None;
         }
-        self.run.of(source, self.over).or_else(|| self.container?.of(source, self.over))
+        // The container may have been made anew since a run of it was over.
+        let of_container = self.container.filter(|_| !self.over || !self.run.all().contains(source));
+        self.run.of(source, self.over).or_else(|| of_container?.of(source, self.over))
     }
 
     fn in_order(&self, order: &'static [Source]) -> impl Iterator<Item = (Source, &'a Statement)> {

@@ -45,6 +45,20 @@ impl Statements {
         }
     }
 
+    /// Takes out those statements that `wanted` picks.
+    pub(crate) fn extract(&mut self, wanted: impl Fn(&Statement) -> bool) -> Statements {
+        Statements(self.0.extract_if(.., |stated| wanted(&stated.statement)).collect())
+    }
+
+    /// What `source` stated about a container that is not the one it states `anew`, and when that began: it took the
+    /// former statement back, or tells another time of creation.
+    pub(crate) fn replaced_by(&self, source: Source, anew: &Statement) -> Option<(BootTime, Arc<Statement>)> {
+        let stated = self.0.iter().find(|stated| stated.source == source)?;
+        let created = anew.created_at.filter(|at| stated.statement.created_at.is_some_and(|former| former < *at));
+        let since = if stated.withdrawn { Some(stated.at) } else { created }?;
+        Some((since, Arc::clone(&stated.statement)))
+    }
+
     pub(crate) fn absorb(&mut self, others: Statements) {
         for stated in others.0 {
             let (source, at, withdrawn) = (stated.source, stated.at, stated.withdrawn);
@@ -87,6 +101,8 @@ pub(crate) struct Shown {
     pub executed_at: Option<BootTime>,
     /// When init ended, and how where that was seen.
     pub ended: Option<(BootTime, Option<Exit>)>,
+    /// When its cgroup was empty for the first time after its end. Kept here since a cgroup that is used again forgets.
+    pub emptied_at: Option<BootTime>,
     /// When its last process had gone, or another namespace was born with its number.
     pub gone_at: Option<BootTime>,
     /// When its pid was seen on another process.
@@ -101,12 +117,11 @@ impl Shown {
         }
         self.seen_live |= other.seen_live;
         self.executed_at = self.executed_at.max(other.executed_at);
-    /// When its cgroup was empty for the first time after its end. Kept here since a cgroup that is used again forgets.
-    pub emptied_at: Option<BootTime>,
         self.ended = match (self.ended, other.ended) {
             (Some((at, exit)), Some((other_at, other_exit))) => Some((at.min(other_at), exit.or(other_exit))),
             (ended, other) => ended.or(other),
         };
+        self.emptied_at = earlier(self.emptied_at, other.emptied_at);
         self.gone_at = earlier(self.gone_at, other.gone_at);
         self.pid_reused_at = earlier(self.pid_reused_at, other.pid_reused_at);
     }
@@ -121,7 +136,6 @@ impl Shown {
                     born_at: newer.born_at.min(older.born_at),
                     generation: newer.generation.or(older.generation),
                     // Whose it is shows at birth: the entrypoint may run as anybody.
-        self.emptied_at = earlier(self.emptied_at, other.emptied_at);
                     uid: if former.born_at <= birth.born_at { former.uid } else { birth.uid },
                     // At birth the creator is the parent; later it may be whoever adopted the orphan.
                     parent: if former.born_at <= birth.born_at { former.parent } else { birth.parent },

@@ -372,8 +372,8 @@ impl State {
             let Some(run) = self.runs.get_mut(&instance) else { continue };
             run.dirty = false;
             let before = run.row.clone();
-            self.note_emptied(instance, &after);
             let Some(mut after) = self.derive(instance, None, None) else { continue };
+            self.note_emptied(instance, &after);
             let container = Arc::get_mut(&mut after.container).expect("just derived, nobody has it yet");
             if let Some(before) = &before {
                 container.sequence = before.container.sequence;
@@ -393,6 +393,7 @@ impl State {
         }
         changes
     }
+
     /// Keeps with the run when its cgroup emptied, which the cgroup itself will have forgotten one day.
     fn note_emptied(&mut self, instance: u64, row: &Row) {
         let Some(ended_at) = row.container.exited_at else { return };
@@ -401,7 +402,6 @@ impl State {
         let emptied_at = seen.emptied_after(run, row.here.opened, ended_at);
         run.shown.emptied_at = run.shown.emptied_at.into_iter().chain(emptied_at).min();
     }
-
 
     fn index(&mut self, instance: u64, row: &Row) {
         self.schedule(instance, row);

@@ -17,6 +17,7 @@ impl State {
         let told = Arc::clone(&statement);
         let run = match (statement.task, statement.creator) {
             (None, None) => {
+                self.hand_down(source, &key, &statement);
                 let claim = self.claims.entry(key.clone()).or_default();
                 claim.statements.put(source, at, statement);
                 let runs = claim.runs.clone();
@@ -43,6 +44,20 @@ impl State {
         }
     }
 
+    /// A container was made anew under the id of one that had been deleted: what was said of that one stays with its runs.
+    fn hand_down(&mut self, source: Source, key: &ContainerKey, anew: &Statement) {
+        let Some(claim) = self.claims.get(key) else { return };
+        let Some((at, former)) = claim.statements.replaced_by(source, anew) else { return };
+        for run in claim.runs.clone() {
+            let run = self.run(run);
+            let maker = run.task.or(run.creator);
+            if maker.is_some_and(|maker| maker.started_by() <= at) && !run.statements.all().contains(source) {
+                run.statements.put(source, at, Arc::clone(&former));
+                run.statements.withdraw(source, at);
+            }
+        }
+    }
+
     /// The run of `key` with this init process or maker; joins what turns out to be the same, makes one where none is.
     fn claimed_run(&mut self, key: &ContainerKey, at: BootTime, task: Option<TaskId>, creator: Option<TaskId>) -> u64 {
         let own = |state: &Self, wanted: &dyn Fn(&Run) -> bool| {
@@ -55,10 +70,17 @@ impl State {
             admitted
         });
         let with_creator = creator.and_then(|creator| self.by_creator.get(&creator).copied());
-        let child = creator.and_then(|creator| self.by_parent.get(&creator)?.first().copied());
-        let child = child.filter(|run| {
-            let run = &self.runs[run];
-            admits(key.domain, run.shown.birth.as_ref(), creator) && run.creator.is_none()
+        let with_creator = with_creator.map(|run| match (task, self.runs[&run].task) {
+            (Some(task), Some(guess)) if task != guess => self.take_back(run, key, at),
+            _ => run,
+        });
+        // Who is named need not be guessed.
+        let child = creator.filter(|_| task.is_none()).and_then(|creator| {
+            let unclaimed = |run: &u64| {
+                let run = &self.runs[run];
+                admits(key.domain, run.shown.birth.as_ref(), Some(creator)) && run.creator.is_none()
+            };
+            self.by_parent.get(&creator)?.iter().copied().find(unclaimed)
         });
         // A container that was only announced has come to life.
         let announced =
@@ -92,6 +114,31 @@ impl State {
         }
         self.add_claim(run, key);
         run
+    }
+
+    /// A child of the container's maker was taken for its init, and now another process is named: takes the claim and
+    /// what was said by it off that run. Returns a run of its own for them.
+    fn take_back(&mut self, guess: u64, key: &ContainerKey, at: BootTime) -> u64 {
+        let claimed = self.new_run(at);
+        let helper = self.run(guess);
+        helper.keys.retain(|of| of != key);
+        let named = helper.task;
+        let statements = helper.statements.extract(|said| said.task.is_none() || said.task != named);
+        let (creator, grade) = (helper.creator.take(), helper.grade.take());
+        let start_announced = std::mem::take(&mut helper.start_announced);
+        let uid = helper.shown.birth.filter(|_| helper.keys.is_empty()).map(|birth| birth.uid);
+        helper.unvouched_uid = uid;
+        uid.into_iter().for_each(|uid| *self.unvouched_by_uid.entry(uid).or_default() += 1);
+        if let Some(claim) = self.claims.get_mut(key) {
+            claim.runs.retain(|run| *run != guess);
+        }
+        let run = self.run(claimed);
+        (run.statements, run.creator, run.grade, run.start_announced) = (statements, creator, grade, start_announced);
+        creator.into_iter().for_each(|creator| _ = self.by_creator.insert(creator, claimed));
+        let note = Event::Noted("taken for a container whose maker had made it; the container is another".into());
+        self.tell(guess, Source::Kernel, at, note);
+        self.add_claim(claimed, key);
+        claimed
     }
 
     pub(super) fn withdrawn(&mut self, source: Source, at: BootTime, key: &ContainerKey) {

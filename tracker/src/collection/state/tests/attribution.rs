@@ -83,6 +83,53 @@ fn a_container_in_the_mount_ns_of_another_lives_as_long_as_its_process() {
     assert_eq!(picture(&state)["web Some(7)"].0.state, LifeState::Running);
 }
 
+/// A child of the maker's that is not the container: a helper in a mount namespace of its own.
+fn helper() -> Fact {
+    let namespaces = Namespaces { mnt: 40, ..WEB.birth().namespaces };
+    let helper = Birth { task: task(95, 101), generation: Some(6), namespaces, born_at: ms(1_015), ..WEB.birth() };
+    WEB.kernel(15, What::Born(helper))
+}
+
+#[test]
+fn a_maker_s_other_child_is_not_taken_for_the_container_once_the_init_is_named() {
+    let orders: [&[Fact]; 5] = [
+        &[WEB.creating(), helper(), WEB.born(), WEB.starting()],
+        &[WEB.creating(), WEB.starting(), helper(), WEB.born()],
+        &[helper(), WEB.born(), WEB.creating(), WEB.starting()],
+        &[helper(), WEB.born(), WEB.starting()],
+        &[helper(), WEB.creating(), WEB.starting(), WEB.born()],
+    ];
+    for facts in orders {
+        for settle_every in [1, facts.len()] {
+            let mut state = state();
+            for batch in facts.chunks(settle_every) {
+                batch.iter().cloned().for_each(|fact| state.apply(fact));
+                state.settle();
+            }
+            let rows = picture(&state);
+            assert_eq!(rows.keys().collect::<Vec<_>>(), ["mntns-6 Some(6)", "web Some(7)"], "{facts:#?}");
+            let web = &rows["web Some(7)"].0;
+            assert_eq!((web.pid(), web.namespaces.mnt), (Some(100), 50));
+            assert_eq!(web.bundle.as_deref(), Some("/bundles/web"));
+            let helper = &rows["mntns-6 Some(6)"].0;
+            assert_eq!((helper.kind, helper.pid(), helper.bundle.as_deref()), (Kind::Unmanaged, Some(95), None));
+        }
+    }
+}
+
+#[test]
+fn a_container_made_anew_under_an_old_id_does_not_describe_the_old_one() {
+    let withdrawn = Fact { source: Source::Containerd, at: ms(1_600), what: What::Withdrawn { key: key("web") } };
+    let image = Some(Image { name: Some("img:2".into()), ..Image::default() });
+    let anew = WEB.stated(Source::Containerd, 1_000, Statement { image, ..Statement::default() });
+    let next = Life { pid: 200, creator: 190, mnt: 51, generation: 8, cgroup: 71, from_ms: 2_100, ..WEB };
+    let life = WEB.all().into_iter().chain([withdrawn, anew, next.creating(), next.born()]);
+    let rows = picture(&with(life));
+    let image = |row: &str| rows[row].0.image.clone().unwrap().name;
+    assert_eq!(image("web Some(7)").as_deref(), Some("img:1"), "what it was made from");
+    assert_eq!(image("web Some(8)").as_deref(), Some("img:2"));
+}
+
 #[test]
 fn a_pid_is_nobody_s_before_its_process_was_forked() {
     // Start times are told in hundredths of a second: this one began somewhere within the one that ends at 1,030 ms.
