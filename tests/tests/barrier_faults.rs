@@ -151,7 +151,7 @@ fn a_keeper_without_descriptors_denies_nobody() -> Result<()> {
     require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
-    for limit in ["6:6", "0:0"] {
+    for limit in ["7:7", "0:0"] {
         let limited = Command::new("prlimit")
             .args(["--pid", &barrier.keeper().to_string(), &format!("--nofile={limit}")])
             .status()?;
