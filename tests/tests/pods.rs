@@ -111,6 +111,7 @@ fn a_pod_is_held_told_as_it_was_made_and_found_again_by_a_later_tracker() -> Res
         if *kind == "container" {
             assert_eq!(known["image"]["name"], IMAGE, "{known}");
             assert_eq!(known["annotations"]["note/container"], known["name"], "{known}");
+            assert_eq!(known["pod"]["labels"], json!({ "app": name }), "its sandbox knows them: {known}");
             assert_eq!(known["labels"]["io.kubernetes.container.name"], known["name"], "{known}");
         } else {
             assert_eq!(known["labels"]["app"], name, "{known}");
@@ -161,7 +162,7 @@ fn a_pod_is_looked_up_by_its_name_and_selected() -> Result<()> {
     assert_eq!(daemon.ask_json(&["lookup", "--netns", &netns, "-o", "json"])?["answer"], "host");
 
     // Labels are containerd's own word, which follows.
-    for id in [&sold, &paid] {
+    for id in [&shop.id, &sold, &paid] {
         settled(&daemon, id, "running");
     }
     for (selector, expected) in [
@@ -169,6 +170,7 @@ fn a_pod_is_looked_up_by_its_name_and_selected() -> Result<()> {
         (format!("pod={name},pod-namespace=shop"), &sorted([&shop.id, &sold])),
         (format!("pod={name},pod-namespace in (shop,bank),name=main"), &sorted([&sold, &paid])),
         (format!("pod=*{name},pod-namespace!=shop,label:io.kubernetes.container.name"), &[&*paid]),
+        (format!("pod-label:app={name},pod-namespace=shop"), &sorted([&shop.id, &sold])),
         (format!("pod={name},pod-namespace=other"), &[]),
     ] {
         let answer = daemon.ask_json(&["ps", "--all", "-o", "json", "-l", &selector])?;

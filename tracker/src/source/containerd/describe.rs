@@ -11,13 +11,18 @@ use prost::Message;
 use prost_types::Any;
 
 use super::events::{MAX_IMAGE_NAME_LEN, boot_time};
-use crate::container::{ContainerId, Image, Kind, Pod, Runtime, Str};
+use crate::container::{ContainerId, Image, Kind, Labels, Pod, Runtime, Str};
 use crate::enrich::oci::{self, MAX_ENTRIES, MAX_KEY_LEN, MAX_VALUE_LEN};
 use crate::enrich::scope;
 use crate::fact::Statement;
 
 /// The CRI plugin's label that tells sandboxes from containers.
 const KIND: &str = "io.cri-containerd.kind";
+const POD_NAME: &str = "io.kubernetes.pod.name";
+const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
+const POD_UID: &str = "io.kubernetes.pod.uid";
+/// Labels that kubelets put on every pod's sandbox.
+const BY_KUBELETS: [&str; 3] = [POD_NAME, POD_NAMESPACE, POD_UID];
 /// Bytes of all of a container's labels together.
 const MAX_LABELS_LEN: usize = 64 * 1024;
 /// Bytes of any other name that is kept.
@@ -102,7 +107,10 @@ pub(super) fn relabel(
         statement.kind = former.kind;
     }
     match (&mut statement.pod, &former.pod) {
-        (Some(pod), Some(former)) => pod.sandbox_id = pod.sandbox_id.take().or_else(|| former.sandbox_id.clone()),
+        (Some(pod), Some(former)) => {
+            pod.sandbox_id = pod.sandbox_id.take().or_else(|| former.sandbox_id.clone());
+            pod.labels = pod.labels.take().or_else(|| former.labels.clone());
+        }
         (pod @ None, former) => pod.clone_from(former),
         (Some(_), None) => {}
     }
@@ -142,14 +150,20 @@ fn pod(labels: &BTreeMap<Str, Str>, kind: Option<Kind>, id: &ContainerId, sandbo
         _ => ContainerId::new(sandbox).is_ok().then(|| sandbox.into()),
     };
     let pod = Pod {
-        name: label("io.kubernetes.pod.name"),
-        namespace: label("io.kubernetes.pod.namespace"),
-        uid: label("io.kubernetes.pod.uid"),
+        name: label(POD_NAME),
+        namespace: label(POD_NAMESPACE),
+        uid: label(POD_UID),
         sandbox_id,
-        labels: None,
+        labels: (kind == Some(Kind::Sandbox)).then(|| pod_labels(labels)),
         owner: None,
     };
     (pod != Pod::default()).then_some(pod)
+}
+
+/// The pod's own labels among its sandbox's: all but those by which kubelets and the CRI plugin find it again.
+fn pod_labels(labels: &BTreeMap<Str, Str>) -> Labels {
+    let is_own = |key: &str| !key.starts_with("io.cri-containerd.") && !BY_KUBELETS.contains(&key);
+    Arc::new(labels.iter().filter(|(key, _)| is_own(key)).map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
 fn runtime(namespace: &Str, runtime: Option<containerd_client::services::v1::container::Runtime>) -> Runtime {
@@ -198,11 +212,15 @@ mod tests {
     #[test]
     fn pods_and_sandboxes_are_read_from_the_cri_labels() {
         let labels = [("io.kubernetes.pod.name", "web"), ("io.kubernetes.pod.namespace", "shop")];
-        let of = |kind| [&labels[..], &[("io.cri-containerd.kind", kind), ("io.kubernetes.pod.uid", "u")]].concat();
+        let of = |kind| {
+            let more = [("io.cri-containerd.kind", kind), ("io.kubernetes.pod.uid", "u"), ("app", "web")];
+            [&labels[..], &more].concat()
+        };
         let sandbox = record("k8s.io", &of("sandbox"), None).statement;
         assert_eq!(sandbox.kind, Some(Kind::Sandbox));
         let pod = sandbox.pod.unwrap();
         assert_eq!((pod.name.as_deref(), pod.sandbox_id.as_deref()), (Some("web"), Some("c1")));
+        assert_eq!(pod.labels, Some(Arc::new([("app".into(), "web".into())].into())));
         let container = record("k8s.io", &of("container"), None).statement;
         assert_eq!((container.kind, container.pod.unwrap().sandbox_id), (Some(Kind::Container), None));
         assert_eq!(record("default", &[], None).statement.pod, None);

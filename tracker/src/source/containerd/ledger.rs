@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use super::describe::{Description, relabel};
 use super::events::{Event, Happened, TaskEvent};
-use crate::container::{ContainerId, Exit, Image, Namespaces, State, Str, TaskId};
+use crate::container::{ContainerId, Exit, Image, Kind, Namespaces, State, Str, TaskId};
 use crate::fact::Statement;
 use crate::time::BootTime;
 
@@ -137,12 +137,14 @@ impl Ledger {
 
     /// A container's record was read. Nothing to do if the container has gone meanwhile.
     pub(super) fn described(&mut self, name: Name, at: BootTime, description: Description) -> Option<Wish> {
+        let description = self.with_pod_labels(&name.namespace, description);
         let entry = self.entries.get_mut(&name)?;
         entry.describe(description).then(|| entry.state(name, at))
     }
 
     /// A container was found in a list that is not a whole one.
     pub(super) fn found(&mut self, name: Name, at: BootTime, description: Description) -> Wish {
+        let description = self.with_pod_labels(&name.namespace, description);
         let entry = self.entries.entry(name.clone()).or_default();
         entry.describe(description);
         entry.state(name, at)
@@ -154,15 +156,17 @@ impl Ledger {
         &mut self,
         namespace: &Str,
         at: BootTime,
-        containers: Vec<(ContainerId, Description)>,
+        mut containers: Vec<(ContainerId, Description)>,
         tasks: Option<HashMap<ContainerId, ListedTask>>,
     ) -> Vec<Wish> {
         let mut former: HashMap<_, _> = self.entries.extract_if(|name, _| name.namespace == *namespace).collect();
         let mut wishes = Vec::with_capacity(containers.len());
+        // Sandboxes first: they know what the containers of their pods do not.
+        containers.sort_by_key(|(_, description)| description.statement.kind != Some(Kind::Sandbox));
         for (id, description) in containers {
             let name = Name { namespace: Arc::clone(namespace), id };
             let mut entry = former.remove(&name).unwrap_or_default();
-            entry.describe(description);
+            entry.describe(self.with_pod_labels(namespace, description));
             match &tasks {
                 Some(tasks) => entry.listed_task(tasks.get(&name.id)),
                 None => entry.task_unknown(),
@@ -171,6 +175,19 @@ impl Ledger {
             self.entries.insert(name, entry);
         }
         wishes
+    }
+
+    /// Adds what only the record of a pod's sandbox tells: the labels of the pod. It is made, and described, before its
+    /// containers.
+    fn with_pod_labels(&self, namespace: &Str, mut description: Description) -> Description {
+        if let Some(pod) = &mut description.statement.pod
+            && pod.labels.is_none()
+            && let Some(id) = pod.sandbox_id.as_deref().and_then(|id| ContainerId::new(id).ok())
+        {
+            let sandbox = self.entries.get(&Name { namespace: Arc::clone(namespace), id });
+            pod.labels = sandbox.and_then(|sandbox| sandbox.statement.pod.as_ref()?.labels.clone());
+        }
+        description
     }
 
     /// The present moment among events, for [`Ledger::tasks_listed`].
@@ -421,6 +438,38 @@ mod tests {
             ledger.apply(event, identity);
         }
         ledger
+    }
+
+    #[test]
+    fn containers_have_the_labels_of_their_pod_from_its_sandbox() {
+        use crate::container::{Labels, Pod};
+
+        let labels: Labels = Arc::new([("app".into(), "web".into())].into());
+        let of_pod = |kind, sandbox: &str, labels| Description {
+            statement: Statement {
+                kind: Some(kind),
+                pod: Some(Pod { sandbox_id: Some(sandbox.into()), labels, ..Pod::default() }),
+                ..Statement::default()
+            },
+            left_out: 0,
+        };
+        let sandbox = || of_pod(Kind::Sandbox, "s1", Some(Arc::clone(&labels)));
+        let container = |sandbox| of_pod(Kind::Container, sandbox, None);
+        let known = |ledger: &Ledger, id| ledger.entries[&name(id)].statement.pod.as_ref().unwrap().labels.clone();
+
+        let mut ledger = Ledger::default();
+        for (id, description) in [("s1", sandbox()), ("c1", container("s1")), ("c2", container("other"))] {
+            let made = Happened::Made(name(id).id);
+            ledger.apply(Event { at: AT, namespace: "default".into(), what: made }, None);
+            ledger.described(name(id), AT, description).unwrap();
+        }
+        assert_eq!((known(&ledger, "c1"), known(&ledger, "c2")), (Some(Arc::clone(&labels)), None));
+
+        // Whatever the order of a list.
+        let mut ledger = Ledger::default();
+        let all = vec![(name("c1").id, container("s1")), (name("s1").id, sandbox())];
+        ledger.listed(&"default".into(), AT, all, None);
+        assert_eq!(known(&ledger, "c1"), Some(labels));
     }
 
     #[test]
