@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -287,5 +288,68 @@ fn what_was_created_inside_unseen_is_not_held_and_not_claimed() -> Result<()> {
     });
     assert_eq!((&found["kind"], &found["annotations"]), (&json!("unmanaged"), &json!({})), "{found:#}");
     assert!(all(&daemon, id).is_empty());
+    Ok(())
+}
+
+/// A bundle of a real container in which the runtime is `/runtime`, with the libraries it needs, and the house's directory
+/// `own` is `/own`.
+fn outer_bundle(house: &House) -> Result<Bundle> {
+    let own = house.path("own");
+    fs::create_dir(&own)?;
+    // Whoever comes in from the host brings all privileges along: it needs none itself.
+    house.bundle_with("outer", &["sleep", "1000"], |config| {
+        config["root"]["readonly"] = json!(false);
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        let mut bind = |from: &Path, to: &str| {
+            mounts.push(json!({"destination": to, "type": "bind", "source": from, "options": ["rbind"]}));
+        };
+        ["/usr", "/lib", "/lib64", "/sys"].into_iter().for_each(|path| bind(Path::new(path), path));
+        bind(house.runtime().program(), "/runtime");
+        bind(&own, "/own");
+    })
+}
+
+/// Its bundle is named by a relative path, and is a link to where the host has another one.
+#[test]
+fn a_runtime_in_a_real_container_finds_its_own_files_under_the_hosts_names() -> Result<()> {
+    require!(Oci::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Oci::Runc)?;
+    let daemon = Daemon::start(&house.config(PATIENT, ""))?;
+    let place = house.path("bundles");
+    write_bundle(&house, &place, "same", "host", 714_010)?;
+    let within = house.root().path().join(place.strip_prefix("/")?);
+    let theirs = write_bundle(&house, &within, "same", "inside", 714_011)?;
+    let outer = house.runtime().create(&outer_bundle(&house)?, "nested-outer")?;
+    outer.start()?;
+    let own = house.path("own");
+    symlink(place.join("same"), own.join("absolute"))?;
+    symlink(Path::new("../../../..").join(place.join("same").strip_prefix("/")?), own.join("upward"))?;
+    // The container in it gets a root file system that is not the one around it.
+    process::run(Command::new("cp").arg("-a").arg(house.root().path().join("bin")).arg(&own))?;
+    for name in ["rootfs/proc", "rootfs/dev"] {
+        fs::create_dir_all(own.join(name))?;
+    }
+    fs::rename(own.join("bin"), own.join("rootfs/bin"))?;
+    let config = theirs.path().join("config.json");
+    let mut changed: Value = serde_json::from_slice(&fs::read(&config)?)?;
+    changed["root"]["path"] = json!("/own/rootfs");
+    fs::write(&config, changed.to_string())?;
+
+    let run = |words: &[&str]| {
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &outer.pid().to_string(), "--mount", "--pid", "--root", "--wdns=/own"]);
+        process::run(command.args(["/runtime", "--root", "state"]).args(words))
+    };
+    for bundle in ["absolute", "upward"] {
+        let id = format!("nested-{bundle}");
+        run(&["create", "--bundle", bundle, &id])?;
+        let started = run(&["start", &id]).map(|_| sleeper(714_011));
+        let found = started.and_then(|pid| Ok((pid, held(&daemon, &id, "inside"))));
+        run(&["delete", "--force", &id])?;
+        let (pid, found) = found?;
+        let init = json!({"container": {"pid": outer.pid(), "start_ticks": kernel::start_ticks(outer.pid())?}});
+        assert_eq!((&found["pid"], &found["domain"]), (&json!(pid), &init), "{found:#}");
+        assert_eq!(found["bundle"], format!("/own/{bundle}"));
+    }
     Ok(())
 }
