@@ -9,9 +9,11 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
+use tracker::{Config, Tracker};
 
 use crate::bundle::{Bundle, RootFs};
 use crate::runc::{Container, Kind, Runtime};
+use crate::wait::eventually;
 
 /// Long enough that nothing is let go on a machine that does other things as well.
 pub const PATIENT: Duration = Duration::from_secs(10);
@@ -64,6 +66,18 @@ impl House {
             self.runtime.program(),
             self.runtime.root(),
         )
+    }
+
+    /// A tracker in this process with such a configuration and a patient budget, which starts this keeper; it holds starts
+    /// already.
+    pub fn tracker(&self, keeper: &str, more: &str) -> Result<Tracker> {
+        let mut config: Config = toml::from_str(&self.config(PATIENT, more)).context("understand a configuration")?;
+        config.barrier.keeper_program = Some(keeper.into());
+        let tracker = Tracker::start(config).context("start a tracker")?;
+        let program = self.runtime.program().display().to_string();
+        let is_held = || tracker.health().iter().any(|line| line.detail.contains(&program)).then_some(());
+        eventually("starts are held", is_held);
+        Ok(tracker)
     }
 
     /// A bundle that sleeps for longer than any test takes.

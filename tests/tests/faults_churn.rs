@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -15,7 +14,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tracker::container::State;
-use tracker::{BootTime, Config, Lookup, Reader, Tracker};
+use tracker::{BootTime, Lookup, Reader};
 use tracker_tests::child::Child;
 use tracker_tests::daemon::Daemon;
 use tracker_tests::house::{House, PATIENT};
@@ -69,16 +68,6 @@ impl Answers {
     }
 }
 
-/// A tracker in this process that watches this house.
-fn tracker(house: &House, more: &str) -> Result<Tracker> {
-    let mut config: Config = toml::from_str(&house.config(PATIENT, more))?;
-    config.barrier.keeper_program = Some(PathBuf::from(KEEPER));
-    let tracker = Tracker::start(config)?;
-    let program = house.runtime().program().display().to_string();
-    eventually("starts are held", || tracker.health().iter().any(|line| line.detail.contains(&program)).then_some(()));
-    Ok(tracker)
-}
-
 /// One life, from `create` to `delete`.
 fn live(house: &House, id: &str) -> Result<Truth> {
     let container = house.started(id)?;
@@ -100,7 +89,7 @@ fn numbers_that_are_used_again_are_never_told_for_another_container() -> Result<
     require!(fs::metadata(LAST_PID).map_err(|error| format!("needs `{LAST_PID}`: {error}")));
     const LIVES: usize = 240;
     let house = House::new(Kind::Runc)?;
-    let tracker = tracker(&house, "[collection]\nlinger-ms = 600000\n")?;
+    let tracker = house.tracker(KEEPER, "[collection]\nlinger-ms = 600000\n")?;
     let (answers, next, over) = (Answers::default(), AtomicUsize::new(0), AtomicBool::new(false));
     let truths: Mutex<Vec<Truth>> = Mutex::default();
     let first_pid = fs::read_to_string(LAST_PID)?;

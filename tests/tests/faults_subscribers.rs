@@ -1,7 +1,7 @@
 //! Subscribers that are slow or panic, and ends that nobody announced, with real held starts of a real runtime.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Arc, Mutex};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use nix::sys::signal::{Signal, kill};
 use tracker::container::{Exit, Grade, State};
-use tracker::{Config, Container, FeedItem, FeedOptions, Selector, Tracker};
+use tracker::{Container, FeedItem, FeedOptions, Selector, Tracker};
 use tracker_tests::house::{House, PATIENT};
 use tracker_tests::process::pid;
 use tracker_tests::runc::Kind;
@@ -18,15 +18,6 @@ use tracker_tests::wait::{PATIENCE, eventually};
 use tracker_tests::{kernel, require};
 
 const KEEPER: &str = env!("CARGO_BIN_EXE_keeper");
-
-fn tracker(house: &House) -> Result<Tracker> {
-    let mut config: Config = toml::from_str(&house.config(PATIENT, ""))?;
-    config.barrier.keeper_program = Some(PathBuf::from(KEEPER));
-    let tracker = Tracker::start(config)?;
-    let program = house.runtime().program().display().to_string();
-    eventually("starts are held", || tracker.health().iter().any(|line| line.detail.contains(&program)).then_some(()));
-    Ok(tracker)
-}
 
 fn find(tracker: &Tracker, id: &str) -> Option<Container> {
     let mut reader = tracker.reader();
@@ -43,7 +34,7 @@ fn one_that_sleeps_and_one_that_panics_hold_up_nobody_and_take_nothing_from_othe
     require!(Kind::Runc.requirement(), kernel::btf(), kernel::permission_events());
     const NAP: Duration = Duration::from_secs(5);
     let house = House::new(Kind::Runc)?;
-    let tracker = tracker(&house)?;
+    let tracker = house.tracker(KEEPER, "")?;
     let everything = Selector::everything;
     // Wakes up for the end of the test, too.
     let (wake, sleeps) = sync_channel::<()>(0);
@@ -120,7 +111,7 @@ impl Ends {
 fn ends_are_told_as_they_were() -> Result<()> {
     require!(Kind::Runc.requirement(), kernel::btf(), kernel::permission_events());
     let house = House::new(Kind::Runc)?;
-    let tracker = tracker(&house)?;
+    let tracker = house.tracker(KEEPER, "")?;
     let ends = Ends::follow(&tracker)?;
 
     let killed = house.started("end-killed")?;
@@ -149,7 +140,7 @@ fn a_container_that_runs_out_of_memory_is_told_so() -> Result<()> {
     require!(Kind::Runc.requirement(), kernel::btf(), kernel::permission_events(), memory_controller());
     const LIMIT: u64 = 32 << 20;
     let house = House::new(Kind::Runc)?;
-    let tracker = tracker(&house)?;
+    let tracker = house.tracker(KEEPER, "")?;
     let ends = Ends::follow(&tracker)?;
     // Doubles what it holds, to eight times the limit at most.
     let grow =
