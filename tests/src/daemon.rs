@@ -123,12 +123,24 @@ impl Daemon {
         Ok(lines.iter().filter(|line| line["source"] == source).cloned().collect())
     }
 
+    /// Asks its socket as any program may, and returns the status and the whole answer.
+    pub fn request(&self, method: &str, path: &str, body: &str) -> Result<(u16, String)> {
+        let mut stream = UnixStream::connect(self.socket()).context("connect to the tracker")?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let length = body.len();
+        let head = format!("{method} {path} HTTP/1.1\r\nhost: tracker\r\nconnection: close\r\n");
+        // It may be refused before all of it was read.
+        let _ = write!(stream, "{head}content-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}");
+        let mut answer = String::new();
+        let read = stream.read_to_string(&mut answer);
+        let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok());
+        let status = status.with_context(|| format!("an answer to `{method} {path}`, not `{answer}` ({read:?})"))?;
+        Ok((status, answer))
+    }
+
     /// The sum of a counter or gauge over all its labels, as `/metrics` has it.
     pub fn metric(&self, name: &str) -> Result<f64> {
-        let mut stream = UnixStream::connect(self.socket()).context("connect to the tracker")?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: tracker\r\nconnection: close\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text).context("read the metrics")?;
+        let (_, text) = self.request("GET", "/metrics", "")?;
         let mut values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name)).peekable();
         values.peek().with_context(|| format!("find `{name}` in: {text}"))?;
         Ok(values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())

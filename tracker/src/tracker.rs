@@ -44,6 +44,8 @@ use crate::time::BootTime;
 
 /// Requests for a closer look that may wait; more are counted and left to the next scan.
 const CLOSER_LOOKS: usize = 1_024;
+/// How long it may take to look at what is registered.
+const LONGEST_LOOK: Duration = Duration::from_secs(2);
 
 /// Why the tracker cannot start at all. A source that cannot start is not among these: it is a line of
 /// [`Handle::health`], and the rest works.
@@ -386,9 +388,18 @@ impl Handle {
     }
 
     /// Makes known as a container what no source can see, after asking the kernel whether it exists. Registering the
-    /// same id again replaces the registration.
+    /// same id again replaces the registration. What the kernel does not tell within two seconds is refused.
     pub async fn register(&self, registration: &Registration) -> Result<(), RegisterError> {
-        let fact = manual::check(registration, self.reader().host())?;
+        let (about, host) = (registration.clone(), self.reader().host());
+        // On a thread that may be lost: what it is asked to look at may lie on a file system that does not answer. Only
+        // root may ask.
+        let look = tokio::task::spawn_blocking(move || manual::check(&about, host));
+        let unseen = |source| RegisterError::Look { what: format!("what `{}` stands for", registration.id), source };
+        let fact = match tokio::time::timeout(LONGEST_LOOK, look).await {
+            Ok(Ok(checked)) => checked?,
+            Ok(Err(panicked)) => return Err(unseen(io::Error::other(panicked))),
+            Err(_) => return Err(unseen(io::ErrorKind::TimedOut.into())),
+        };
         Ok(self.facts.state(vec![fact]).await?)
     }
 

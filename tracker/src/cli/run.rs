@@ -71,5 +71,7 @@ pub(crate) fn run(run: Run, socket: Option<PathBuf>) -> Result<(), Failure> {
     });
     // Outside of the runtime: it waits for threads.
     tracker.shutdown();
+    // A look that has not come back by now may never do so.
+    runtime.shutdown_background();
     Ok(served?)
 }
