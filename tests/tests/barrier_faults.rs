@@ -9,7 +9,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -35,12 +34,8 @@ const RUN: Duration = Duration::from_secs(5);
 /// For tests in which nothing may be let go.
 const PATIENT: Duration = Duration::from_secs(10);
 
-/// Some of these freeze, starve and stop processes, others start hundreds: each has the machine to itself.
-static ALONE: Mutex<()> = Mutex::new(());
-
 /// A private runtime, a bundle, and a barrier over them.
 struct House {
-    _alone: MutexGuard<'static, ()>,
     temp: TempDir,
     root: RootFs,
     runtime: Runtime,
@@ -48,10 +43,9 @@ struct House {
 
 impl House {
     fn new(oci: Oci) -> Result<House> {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let temp = TempDir::new()?;
         let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(oci, temp.path())?);
-        Ok(House { _alone: alone, temp, root, runtime })
+        Ok(House { temp, root, runtime })
     }
 
     fn barrier(&self, budget: Duration, answer: Answer) -> Result<Barrier> {

@@ -7,7 +7,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::atomic::Ordering;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -82,12 +81,8 @@ impl Drop for Holder {
     }
 }
 
-/// Some of these freeze and hang what they start: each has the machine to itself.
-static ALONE: Mutex<()> = Mutex::new(());
-
 /// A private runtime and what it needs.
 struct House {
-    _alone: MutexGuard<'static, ()>,
     temp: TempDir,
     root: RootFs,
     runtime: Runtime,
@@ -95,10 +90,9 @@ struct House {
 
 impl House {
     fn new(oci: Oci) -> Result<House> {
-        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
         let temp = TempDir::new()?;
         let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(oci, temp.path())?);
-        Ok(House { _alone: alone, temp, root, runtime })
+        Ok(House { temp, root, runtime })
     }
 
     fn start(&self, id: &str) -> Result<Duration> {
