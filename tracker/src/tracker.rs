@@ -390,10 +390,10 @@ impl Handle {
     /// Makes known as a container what no source can see, after asking the kernel whether it exists. Registering the
     /// same id again replaces the registration. What the kernel does not tell within two seconds is refused.
     pub async fn register(&self, registration: &Registration) -> Result<(), RegisterError> {
-        let (about, host) = (registration.clone(), self.reader().host());
+        let (about, mut known) = (registration.clone(), self.reader());
         // On a thread that may be lost: what it is asked to look at may lie on a file system that does not answer. Only
         // root may ask.
-        let look = tokio::task::spawn_blocking(move || manual::check(&about, host));
+        let look = tokio::task::spawn_blocking(move || manual::check(&about, &mut known));
         let unseen = |source| RegisterError::Look { what: format!("what `{}` stands for", registration.id), source };
         let fact = match tokio::time::timeout(LONGEST_LOOK, look).await {
             Ok(Ok(checked)) => checked?,

@@ -13,7 +13,7 @@ use nix::sys::statfs::{FsType, statfs};
 use serde::Deserialize;
 
 use super::task::{Task, cgroup_of};
-use crate::collection::view::Host;
+use crate::collection::view::{Host, Reader};
 use crate::container::{Cgroup, ContainerId, ContainerKey, Domain, InvalidId, Kind, Namespaces, Runtime, State, Str};
 use crate::fact::{Fact, Source, Statement, What};
 use crate::time::BootTime;
@@ -78,6 +78,14 @@ pub enum RegisterError {
     /// The host itself.
     #[error("{0} is the host's own, not a container's")]
     Host(String),
+    /// It is known already: a number has one container.
+    #[error("process {pid} is in the container `{container}`, which is known already")]
+    Known {
+        /// The process.
+        pid: u32,
+        /// Whose mount namespace it is in.
+        container: Str,
+    },
     /// The collection has ended.
     #[error(transparent)]
     Ended(#[from] crate::collection::door::Ended),
@@ -88,8 +96,9 @@ pub(crate) fn key(id: &str) -> Result<ContainerKey, InvalidId> {
     Ok(ContainerKey { domain: Domain::Host, scope: "manual".into(), id: ContainerId::new(id)? })
 }
 
-/// Asks the kernel, and says it as a fact.
-pub(crate) fn check(registration: &Registration, host: Host) -> Result<Fact, RegisterError> {
+/// Asks the kernel, and says it as a fact. `known` is what is in the collection.
+pub(crate) fn check(registration: &Registration, known: &mut Reader) -> Result<Fact, RegisterError> {
+    let host = known.host();
     let key = key(&registration.id)?;
     let texts = registration.labels.iter().flat_map(|(key, value)| [key, value]).chain(&registration.name);
     if registration.labels.len() > MAX_LABELS || texts.into_iter().any(|text| text.len() > MAX_TEXT_LEN) {
@@ -105,23 +114,33 @@ pub(crate) fn check(registration: &Registration, host: Host) -> Result<Fact, Reg
         ..Statement::default()
     };
     match &registration.by {
-        By::Pid(pid) => state_process(&mut statement, *pid, host)?,
+        By::Pid(pid) => state_process(&mut statement, *pid, &registration.id, known)?,
         By::Netns(path) => state_netns(&mut statement, path, host)?,
         By::Cgroup(path) => state_cgroup(&mut statement, path, host)?,
     }
     Ok(Fact { source: Source::Manual, at: BootTime::now(), what: What::Stated { key, statement: Box::new(statement) } })
 }
 
-fn state_process(statement: &mut Statement, pid: u32, host: Host) -> Result<(), RegisterError> {
+fn state_process(statement: &mut Statement, pid: u32, id: &str, known: &mut Reader) -> Result<(), RegisterError> {
     let look = |source| RegisterError::Look { what: format!("process {pid}"), source };
     let view = Task::open(pid).and_then(|task| task.view()).map_err(look)?;
     if view.namespaces.mnt == 0 {
         return Err(look(io::ErrorKind::PermissionDenied.into()));
     }
-    if view.namespaces.mnt == host.namespaces.mnt {
+    let mntns = view.namespaces.mnt;
+    if mntns == known.host().namespaces.mnt {
         return Err(RegisterError::Host(format!("the mount namespace of process {pid}")));
     }
     statement.task = Some(view.task);
+    // Another process of that namespace may stand for it: a second container on one number would hide the first.
+    let holder = known.by_mntns(mntns).container().filter(|holder| holder.generation == view.generation);
+    if let Some(holder) = holder {
+        let is_own = &*holder.id == id && holder.is_stated_by(Source::Manual);
+        if holder.kind.is_vouched_for() && !is_own {
+            return Err(RegisterError::Known { pid, container: holder.id.clone() });
+        }
+        statement.task = holder.task;
+    }
     statement.namespaces = Some(view.namespaces);
     statement.cgroup = Some(view.cgroup);
     Ok(())
