@@ -52,9 +52,11 @@ fn read(file: &str) -> String {
     String::from_utf8_lossy(&fs::read(root().join(file)).unwrap_or_default()).into_owned()
 }
 
-/// A module's tests in a file of their own; they belong to the file beside them.
+/// A module's tests in files of their own; they belong to the file beside them.
 fn is_tests(file: &str) -> bool {
     file.ends_with("/tests.rs")
+        || file.ends_with("/component_tests.rs")
+        || file.contains("/src/") && file.contains("/tests/")
 }
 
 /// Code without comments and string literals, line by line, test modules left out.

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | unit | unit, property and doc tests, with and without the default features | next to the code |
 //! | tidy | tests that read the source tree | `tests/tests/tidy.rs` |
-//! | component | one real part against a stand-in that speaks the real protocol | `tests/tests/component_*.rs` |
+//! | component | one part as its peers see it: the debug socket, and containerd's source against a stand-in that speaks the real protocol | modules `component_tests`, next to the code |
 //! | privileged | the real kernel and real runtimes | everything else in `tests/tests/` |
 //! | ebpf | the committed objects are what the source says | `tracker-ebpf/` |
 //! | vm | `tests/tests/kernel_*.rs`, `barrier_held.rs` and `execsnoop.rs` on older kernels, cgroup v2 only | [`crate::vm`] |
@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 use crate::ebpf;
@@ -28,6 +28,9 @@ const PRIVILEGED_THREADS: u32 = 2;
 
 /// No test program has a reason to take longer.
 const PROGRAM_SECONDS: u32 = 600;
+
+/// What the names of component tests contain: their module. The unit layer leaves them out.
+const COMPONENT: &str = "::component_tests::";
 
 /// `cargo test` also compiles, on a small machine for a while.
 const CARGO_SECONDS: u32 = 1800;
@@ -73,7 +76,6 @@ impl Layer {
     fn of(program: &str) -> Layer {
         match program.split('_').next() {
             Some("tidy") => Layer::Tidy,
-            Some("component") => Layer::Component,
             _ => Layer::Privileged,
         }
     }
@@ -123,7 +125,8 @@ impl Test {
     fn layer(&self, layer: Layer, skips: &Skips) -> Result<Tally> {
         match layer {
             Layer::Unit => Ok(self.unit()),
-            Layer::Tidy | Layer::Component => self.programs(layer, skips),
+            Layer::Component => self.component(),
+            Layer::Tidy => self.programs(layer, skips),
             Layer::Privileged => {
                 packages::ensure(packages::RUNTIMES)?;
                 self.programs(layer, skips)
@@ -154,10 +157,27 @@ impl Test {
         let mut tally = Tally::default();
         for features in [&[][..], &["--no-default-features"]] {
             let mut test = cargo(&["test", "--no-fail-fast"]);
-            test.args(features).args(self.filter.iter());
+            test.args(features).args(["--", "--skip", COMPONENT]).args(self.filter.iter());
             tally += layers::run(&test, CARGO_SECONDS);
         }
         tally
+    }
+
+    fn component(&self) -> Result<Tally> {
+        let mut build = cargo(&["test", "--package", "tracker", "--lib", "--no-run", "--message-format=json"]);
+        build.stderr(std::process::Stdio::inherit());
+        let built = Built::from_messages(&output_of(&mut build)?);
+        let program = built.tests.first().context("find the library's tests among what cargo built")?;
+        // The harness runs what matches any of its filters, and wanted is what matches both.
+        let list = output_of(Command::new(&program.path).args(["--list", "--format=terse", COMPONENT]))?;
+        let names = list.lines().filter_map(|line| line.strip_suffix(": test"));
+        let wanted: Vec<&str> = names.filter(|name| self.filter.iter().all(|text| name.contains(text))).collect();
+        if wanted.is_empty() {
+            return Ok(Tally::default());
+        }
+        let mut test = Command::new(&program.path);
+        test.arg("--exact").args(wanted).current_dir(crate::workspace::root().join("tracker"));
+        Ok(layers::run(&test, PROGRAM_SECONDS))
     }
 
     fn programs(&self, layer: Layer, skips: &Skips) -> Result<Tally> {
@@ -225,14 +245,18 @@ pub(crate) fn test_programs(for_target: Option<&str>) -> Result<Built> {
         vm::link_statically(&mut build);
     }
     build.stderr(std::process::Stdio::inherit());
-    let messages = output_of(&mut build)?;
-    let mut built = Built::default();
-    messages.lines().for_each(|message| built.read(message));
-    built.tests.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(built)
+    Ok(Built::from_messages(&output_of(&mut build)?))
 }
 
 impl Built {
+    /// What cargo's messages tell.
+    fn from_messages(messages: &str) -> Built {
+        let mut built = Built::default();
+        messages.lines().for_each(|message| built.read(message));
+        built.tests.sort_by(|a, b| a.name.cmp(&b.name));
+        built
+    }
+
     /// Takes in a line of cargo's messages; anything but an executable changes nothing.
     fn read(&mut self, message: &str) {
         let Ok(message) = serde_json::from_str::<serde_json::Value>(message) else { return };

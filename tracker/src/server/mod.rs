@@ -19,7 +19,7 @@ mod routes;
 mod watch;
 
 #[cfg(test)]
-mod tests;
+mod component_tests;
 
 use std::io;
 use std::path::{Path, PathBuf};

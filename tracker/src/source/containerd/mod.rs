@@ -25,9 +25,9 @@ mod roster;
 mod session;
 
 #[cfg(test)]
-mod fake;
+mod component_tests;
 #[cfg(test)]
-mod tests;
+mod fake;
 
 use std::path::PathBuf;
 use std::sync::Arc;

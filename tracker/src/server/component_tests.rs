@@ -302,38 +302,6 @@ async fn metrics_and_dump_show_the_collection() {
 }
 
 #[tokio::test]
-async fn a_registration_is_listed_and_ends_with_its_owner() {
-    // Anybody else is refused, which `registrations` tests.
-    assert!(nix::unistd::geteuid().is_root(), "needs root: only root may register");
-    let served = Served::start(Limits { registrations: 1, ..Limits::default() });
-    let mut owner = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
-    let cgroup = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let cgroup = cgroup.lines().find(|line| line.contains(" - cgroup2 ")).unwrap().split(' ').nth(4).unwrap();
-    let cgroup = format!("{cgroup}/tracker-registration-{}", std::process::id());
-    std::fs::create_dir(&cgroup).unwrap();
-    let about = json!({"id": "vm-1", "name": "blue", "cgroup": cgroup, "owner": owner.id()});
-    let made = served.client.post::<api::Registered>("/v1/registrations", &about).await;
-    let mut watch = served.client.watch(&[("selector", "id=vm-1")]).await.unwrap();
-    let bundle = watch.next().await.unwrap();
-    let second = served.client.post::<Value>("/v1/registrations", &json!({"id": "vm-2", "pid": 1})).await;
-    let listed: Vec<api::Registered> = served.get("/v1/registrations", &[]).await;
-    owner.kill().unwrap();
-    owner.wait().unwrap();
-    let gone = tokio::time::timeout(PATIENCE, watch.next()).await;
-    std::fs::remove_dir(&cgroup).unwrap();
-
-    assert_eq!(made.unwrap().owner, owner.id());
-    let Some(WatchLine::Bundle { containers, .. }) = bundle else { panic!("{bundle:?}") };
-    assert_eq!(containers[0].name.as_deref(), Some("blue"));
-    assert!(matches!(second, Err(ClientError::Refused { status: 503, .. })), "{second:?}");
-    assert_eq!(listed.iter().map(|line| &*line.id).collect::<Vec<_>>(), ["vm-1"]);
-    let gone = gone.expect("its owner's end is seen").unwrap();
-    assert!(matches!(&gone, Some(WatchLine::Removed { .. } | WatchLine::Updated { .. })), "{gone:?}");
-    let listed: Vec<api::Registered> = served.get("/v1/registrations", &[]).await;
-    assert!(listed.is_empty(), "{listed:?}");
-}
-
-#[tokio::test]
 async fn the_socket_is_gone_when_serving_has_ended() {
     let served = Served::start(Limits::default());
     let _: Probe = served.get("/livez", &[]).await;
