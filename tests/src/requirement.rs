@@ -84,9 +84,10 @@ pub fn tracker() -> Result<PathBuf, String> {
         return Ok(PathBuf::from(given));
     }
     let here = env::current_exe().map_err(|error| format!("needs to know its own path: {error}"))?;
-    let built = here.ancestors().nth(2).map(|directory| directory.join("tracker"));
+    // Programs lie beside it, tests one directory below.
+    let mut built = here.ancestors().skip(1).take(2).map(|directory| directory.join("tracker"));
     built
-        .filter(|built| fs::metadata(built).is_ok())
+        .find(|built| fs::metadata(built).is_ok_and(|built| built.is_file()))
         .ok_or_else(|| "needs the tracker: `cargo build --package tracker`, or `cargo xtask test`".to_owned())
 }
 

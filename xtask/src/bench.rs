@@ -25,6 +25,16 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// How long starts are held, one at a time and fifty at once, without the collection; needs root, crun
+    Barrier {
+        /// Rounds of each
+        rounds: Option<u32>,
+    },
+    /// Context switches and memory while nothing happens; needs root, runc
+    Idle {
+        /// Containers that sleep, then seconds
+        numbers: Vec<u32>,
+    },
     /// Cost per fork, exec and exit of an unrelated process, by the kernel's own statistics; needs root
     Exec {
         /// Spawns per round
@@ -38,9 +48,18 @@ impl Bench {
             What::Micro { filter } => {
                 succeed(cargo(&["bench", "--package", "tracker", "--bench", "*", "--"]).args(filter.iter()))
             }
-            What::Exec { spawns } => {
-                let spawns: Vec<String> = spawns.iter().map(u32::to_string).collect();
-                program("bench_exec", &spawns)
+            What::Exec { spawns } => program("bench_exec", &words(&spawns)),
+            What::Barrier { rounds } => {
+                packages::ensure(packages::RUNTIMES)?;
+                for helper in ["holder", "keeper"] {
+                    build(&["--package", "tracker-tests", "--bin", helper])?;
+                }
+                program("bench_barrier", &words(&rounds))
+            }
+            What::Idle { numbers } => {
+                packages::ensure(packages::RUNTIMES)?;
+                build(&["--package", "tracker", "--bins"])?;
+                program("bench_idle", &words(&numbers))
             }
             What::Churn { arguments } => {
                 packages::ensure(packages::RUNTIMES)?;
@@ -52,6 +71,14 @@ impl Bench {
 
 /// A benchmark that is a program of `tracker-tests`, optimized, run as root.
 fn program(name: &str, arguments: &[String]) -> Result<()> {
-    succeed(&mut cargo(&["build", "--release", "--package", "tracker-tests", "--bin", name]))?;
+    build(&["--package", "tracker-tests", "--bin", name])?;
     succeed(as_root(target().join("release").join(name), &[])?.args(arguments))
+}
+
+fn build(what: &[&str]) -> Result<()> {
+    succeed(cargo(&["build", "--release"]).args(what))
+}
+
+fn words<'a>(numbers: impl IntoIterator<Item = &'a u32>) -> Vec<String> {
+    numbers.into_iter().map(u32::to_string).collect()
 }

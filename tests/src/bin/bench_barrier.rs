@@ -1,4 +1,4 @@
-//! How long the barrier holds: `barrier_bench [ROUNDS]` starts containers of a private crun, one at a time and fifty at once,
+//! How long the barrier holds: `bench_barrier [ROUNDS]` starts containers of a private crun, one at a time and fifty at once,
 //! answers them as a collection without subscribers would, and prints the time from the keeper's reading of the event to
 //! the answer, and the time of the whole `start` with and without the barrier.
 
