@@ -36,11 +36,18 @@ fn track(containerd: &Containerd, more: &str) -> Result<Daemon> {
     ))
 }
 
-/// What is known of a container when nothing more is to come.
+/// What is known of a container when nothing more is to come: containerd has spoken, and so has, where the tracker came
+/// later, who reads the runtime's state directory.
 #[track_caller]
 fn settled(daemon: &Daemon, id: &str, state: &str) -> Value {
     eventually(&format!("all is known of {id}, which is {state}"), || {
-        daemon.in_state(id, state).filter(|known| known["awaiting"] == json!([]) && known["image"]["id"].is_string())
+        let is_known = |known: &Value, field: &str| known.pointer(field).is_some_and(Value::is_string);
+        daemon.in_state(id, state).filter(|known| {
+            known["awaiting"] == json!([])
+                && is_known(known, "/image/id")
+                && is_known(known, "/bundle")
+                && (is_known(known, "/cgroup/path") || is_known(known, "/cgroup/v1_path"))
+        })
     })
 }
 
