@@ -291,6 +291,31 @@ fn what_was_created_inside_unseen_is_not_held_and_not_claimed() -> Result<()> {
     Ok(())
 }
 
+/// What hangs whoever looks at it, inside, costs the host's starts nothing.
+#[test]
+fn a_caller_inside_that_withholds_its_arguments_is_let_go_and_the_host_is_held_on() -> Result<()> {
+    require!(Oci::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Oci::Runc)?;
+    let budget = PATIENT / 2;
+    let daemon = Daemon::start(&house.config(budget, ""))?;
+    let place = Place::new(&house, &daemon, Pids::Own)?;
+    let id = "nested-neighbour";
+    let bundle = write_bundle(&house, &house.path("bundles"), "neighbour", "host", 714_012)?;
+    let host = house.runtime().create(&bundle, id)?;
+    let mut command = place.command(Path::new(env!("CARGO_BIN_EXE_hung_caller")));
+    command.arg("never").arg(house.runtime().program()).args(["start", "nothing"]);
+    let log = house.path("hung");
+    let hung = Process::start(&mut command, &log)?;
+    let allowed = eventually("it is allowed", || fs::read_to_string(&log).ok()?.trim().parse::<u64>().ok());
+    assert!(allowed < budget.as_millis() as u64, "before the keeper lets all go: {allowed} ms");
+    // Nobody has answered anything since.
+    host.start()?;
+    let own = held(&daemon, id, "host");
+    assert_eq!((&own["pid"], daemon.metric("tracker_barrier_let_go_total")?), (&json!(host.pid()), 0.0));
+    drop(hung);
+    Ok(())
+}
+
 /// A bundle of a real container in which the runtime is `/runtime`, with the libraries it needs, and the house's directory
 /// `own` is `/own`.
 fn outer_bundle(house: &House) -> Result<Bundle> {

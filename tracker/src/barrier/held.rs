@@ -18,7 +18,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::argv::{self, Command, Dialect, Invocation, Verb};
@@ -28,6 +28,7 @@ use super::caller::{Caller, Host, Identity, Outers, Root, Stranger};
 use super::init::{self, Doubt, Init};
 use super::line::HeldTask;
 use super::marks::{self, Marks};
+use super::nested::{self, Turns};
 use super::watch::Watch;
 use super::{Stats, sys};
 use crate::collection::door::{Facts, HeldOutcome, HeldStep};
@@ -40,9 +41,6 @@ use crate::time::BootTime;
 /// We stop waiting this long before the keeper does: an answer of ours is better than its.
 const MARGIN: Duration = Duration::from_millis(10);
 
-/// Nested callers looked at at a time; further ones are let go unread. Half as many as the threads that may be lost: what
-/// hangs inside containers cannot use up those that look after the host.
-const MOST_NESTED: usize = super::pool::MOST_LOST / 2;
 /// How long the end of a nested caller waits for the kernel's record of what it made, and for the collection.
 const RECORD_PATIENCE: Duration = Duration::from_millis(100);
 const ANSWER_PATIENCE: Duration = Duration::from_secs(1);
@@ -54,7 +52,7 @@ pub(super) struct HeldPath {
     pub(super) health: HealthBoard,
     pub(super) host: Host,
     pub(super) outers: Box<Outers>,
-    pub(super) nested: AtomicUsize,
+    pub(super) turns: Turns,
     pub(super) budget: Duration,
     pub(super) marks: Marks,
     pub(super) book: Book,
@@ -82,7 +80,6 @@ impl HeldPath {
     /// Looks at a held task and lets it go.
     pub(super) fn handle(&self, mut held: HeldTask) {
         self.stats.events.fetch_add(1, Ordering::Relaxed);
-        let deadline = held.since + self.budget.saturating_sub(MARGIN);
         let refuse = |mut held: HeldTask, stranger| {
             self.count_stranger(stranger);
             held.dismiss();
@@ -92,13 +89,18 @@ impl HeldPath {
             Ok(Identity::Stranger(stranger)) => return refuse(held, stranger),
             Err(error) => return self.count_unread(&error),
         };
-        let _turn = match caller.domain {
-            Domain::Host => None,
-            _ => match NestedTurn::take(self).filter(|_| self.knows_births()) {
-                Some(turn) => Some(turn),
+        let (budget, _turn) = match caller.domain {
+            Domain::Host => (self.budget, None),
+            _ if !self.knows_births() => return refuse(held, Stranger::Nested),
+            _ => match self.turns.take_for(held.deputy(), held.since, self.budget) {
                 None => return refuse(held, Stranger::Nested),
+                turn => {
+                    self.stats.nested.fetch_add(1, Ordering::Relaxed);
+                    (nested::budget_of(self.budget), turn)
+                }
             },
         };
+        let deadline = held.since + budget.saturating_sub(MARGIN);
         let binary = held.binary.as_ref().and_then(identity_of);
         let request = match self.understand(&held, caller, binary, deadline) {
             Ok(Some(request)) => request,
@@ -274,7 +276,7 @@ impl HeldPath {
             return;
         }
         // Patience is for those who do not crowd: for the others it is asked once.
-        let turn = is_nested.then(|| NestedTurn::take(self)).flatten();
+        let turn = is_nested.then(|| self.turns.take()).flatten();
         let patience = turn.as_ref().map_or(Duration::ZERO, |_| RECORD_PATIENCE);
         match (*phase, self.find_init(entry, patience, Instant::now() + ANSWER_PATIENCE)) {
             // The `start` has stated it, or `delete` came.
@@ -383,22 +385,6 @@ impl HeldPath {
     fn count_unread(&self, error: &io::Error) {
         self.stats.unread.fetch_add(1, Ordering::Relaxed);
         tracing::debug!(%error, "a held task could not be read");
-    }
-}
-
-/// One of the [`MOST_NESTED`] that are looked at.
-struct NestedTurn<'a>(&'a AtomicUsize);
-
-impl<'a> NestedTurn<'a> {
-    fn take(path: &'a HeldPath) -> Option<Self> {
-        let turn = NestedTurn(&path.nested);
-        (turn.0.fetch_add(1, Ordering::Relaxed) < MOST_NESTED).then_some(turn)
-    }
-}
-
-impl Drop for NestedTurn<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -78,6 +78,24 @@ impl Line {
     }
 }
 
+/// Who may let a held task go while somebody else is busy with it.
+#[derive(Debug)]
+pub(super) struct Deputy {
+    line: Arc<Line>,
+    event: u64,
+}
+
+impl Deputy {
+    pub(super) fn new(line: Arc<Line>, event: u64) -> Self {
+        Self { line, event }
+    }
+
+    /// Lets the task go on. Whoever answers later learns that it was not held until then.
+    pub(super) fn dismiss(&self) {
+        let _ = self.line.send(Message::Allow { event: self.event }, None);
+    }
+}
+
 /// A task that the keeper holds, or has just let go. Let go when dropped, at the latest.
 #[derive(Debug)]
 pub(super) struct HeldTask {
@@ -104,6 +122,11 @@ impl HeldTask {
         passed: bool,
     ) -> Self {
         Self { line, stats, event, tid, since, binary: binary.map(File::from), passed, answered: false }
+    }
+
+    /// Who can answer in this one's stead.
+    pub(super) fn deputy(&self) -> Deputy {
+        Deputy::new(Arc::clone(&self.line), self.event)
     }
 
     /// Takes the mark off the program that this task executes. The answer arrives at the supervisor.

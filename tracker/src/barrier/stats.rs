@@ -23,8 +23,11 @@ pub struct Stats {
     pub refused_user: AtomicU64,
     /// Callers let go unread: in another user namespace.
     pub refused_user_namespace: AtomicU64,
-    /// Callers let go unread: in another mount or pid namespace, or below another root directory.
+    /// Callers let go unread: in another mount or pid namespace, or below another root directory, and in no container
+    /// that is known; or there were too many of them, or no kernel source to bind what they say.
     pub refused_nested: AtomicU64,
+    /// Callers inside containers that were read: not the host's root, but root in a container that is known.
+    pub nested: AtomicU64,
     /// Callers that had gone, or whose command line could not be read.
     pub unread: AtomicU64,
     /// Command lines that no OCI runtime takes.

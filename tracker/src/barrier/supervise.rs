@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ use super::held::{self, HeldPath};
 use super::keeper::{self, KEEPER_NAME};
 use super::line::{HeldTask, Line};
 use super::marks::{Marks, RESCAN};
+use super::nested::Turns;
 use super::pool::Pool;
 use super::seat::{self, Seat};
 use super::watch::Watch;
@@ -146,7 +147,7 @@ impl Barrier {
             stats: Arc::clone(&stats),
             host,
             outers,
-            nested: AtomicUsize::new(0),
+            turns: Turns::default(),
             budget: config.budget(),
             health: health.clone(),
             marks: Marks::new(&config.runtimes, config.known_paths),
@@ -213,6 +214,7 @@ impl Supervisor {
         while self.wait() {
             self.listen();
             self.examine_keeper();
+            self.shared.path.turns.let_go(Instant::now());
             for entry in self.shared.path.watch.ended() {
                 let path = Arc::clone(&self.shared.path);
                 // Refused: the container's `start` reads the same files.
@@ -244,6 +246,7 @@ impl Supervisor {
             Some(keeper) => keeper.next_ping.min(self.rescan_at),
             None => self.retry_at.min(self.rescan_at),
         };
+        let next = self.shared.path.turns.next_end().map_or(next, |end| end.min(next));
         let left_ms = next.saturating_duration_since(now).as_micros().div_ceil(1000);
         let timeout = PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX);
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);

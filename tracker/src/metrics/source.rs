@@ -31,6 +31,7 @@ fn probes(families: &mut Families, stats: &kernel::Stats) {
 
 fn barrier(families: &mut Families, stats: &barrier::Stats) {
     families.counter("barrier_events", "Executions of marked binaries that were looked at", read(&stats.events));
+    families.counter("barrier_nested", "Executions inside containers that were read", read(&stats.nested));
     families.counter("barrier_holds", "Held creates and starts that were given to the collection", read(&stats.holds));
     let help = "Time from the keeper's reading of an execution to the tracker's answer";
     families.histogram("barrier_hold_seconds", help, stats.hold_times.sum().as_secs_f64(), buckets(&stats.hold_times));
