@@ -34,7 +34,8 @@ const RUN: Duration = Duration::from_secs(5);
 /// For tests in which nothing may be let go.
 const PATIENT: Duration = Duration::from_secs(10);
 
-/// A private runtime, a bundle, and a barrier over them.
+/// A private runtime, a bundle, and a barrier over them. Ids differ between tests: a runtime puts containers of one id into one
+/// cgroup, whatever its `--root`.
 struct House {
     temp: TempDir,
     root: RootFs,
@@ -94,12 +95,12 @@ fn a_start_that_nobody_answers_goes_on_when_the_budget_is_over() -> Result<()> {
     require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(BUDGET, Answer::Never)?;
-    let container = house.runtime.create(&house.bundle("bundle")?, "c1")?;
+    let container = house.runtime.create(&house.bundle("bundle")?, "faults-1-c1")?;
     let took = container.start()?;
     assert!(took >= BUDGET - Duration::from_millis(20), "it was held, not {took:?}");
     assert!(took <= BUDGET + GRACE + RUN, "{took:?}");
-    assert_eq!(barrier.grade("c1"), Grade::LetGo);
-    holds_again(&house, &barrier, "c2")
+    assert_eq!(barrier.grade("faults-1-c1"), Grade::LetGo);
+    holds_again(&house, &barrier, "faults-1-c2")
 }
 
 #[test]
@@ -113,7 +114,7 @@ fn a_stopped_keeper_is_replaced_within_the_budget() -> Result<()> {
     assert!(took <= BUDGET + GRACE + RUN, "{took:?}");
     eventually("another keeper", || (barrier.keeper() != stopped).then_some(()));
     barrier.wait_for_marks(1);
-    holds_again(&house, &barrier, "c1")
+    holds_again(&house, &barrier, "faults-2-c1")
 }
 
 #[test]
@@ -121,7 +122,7 @@ fn a_killed_keeper_lets_go_at_once_and_is_replaced() -> Result<()> {
     require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::Never)?;
-    let container = house.runtime.create(&house.bundle("bundle")?, "c1")?;
+    let container = house.runtime.create(&house.bundle("bundle")?, "faults-3-c1")?;
     let killed = barrier.keeper();
     thread::scope(|scope| -> Result<()> {
         let holds = barrier.holds();
@@ -134,10 +135,10 @@ fn a_killed_keeper_lets_go_at_once_and_is_replaced() -> Result<()> {
         Ok(())
     })?;
     barrier.release_all();
-    assert_eq!(barrier.grade("c1"), Grade::LetGo);
+    assert_eq!(barrier.grade("faults-3-c1"), Grade::LetGo);
     eventually("another keeper", || (barrier.keeper() != killed).then_some(()));
     barrier.wait_for_marks(1);
-    holds_again(&house, &barrier, "c2")
+    holds_again(&house, &barrier, "faults-3-c2")
 }
 
 #[test]
@@ -157,7 +158,7 @@ fn a_keeper_without_descriptors_denies_nobody() -> Result<()> {
     // The one without any room ended rather than read, and the next has its own table.
     eventually("another keeper", || (barrier.stats.keeper_restarts.load(Ordering::Relaxed) > 0).then_some(()));
     barrier.wait_for_marks(1);
-    holds_again(&house, &barrier, "c1")
+    holds_again(&house, &barrier, "faults-4-c1")
 }
 
 #[test]
@@ -177,7 +178,7 @@ fn an_upgraded_binary_is_held_at_once() -> Result<()> {
         house.execute().ok()?;
         (barrier.stats.events.load(Ordering::Relaxed) > before).then_some(())
     });
-    holds_again(&house, &barrier, "c1")
+    holds_again(&house, &barrier, "faults-5-c1")
 }
 
 #[test]
@@ -186,12 +187,12 @@ fn a_stale_pid_file_is_not_believed() -> Result<()> {
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let bundle = house.bundle("bundle")?;
-    let container = house.runtime.create(&bundle, "c1")?;
-    barrier.statement_with_task("c1");
+    let container = house.runtime.create(&bundle, "faults-6-c1")?;
+    barrier.statement_with_task("faults-6-c1");
     // This test's own pid: older than the create, and on the host.
     fs::write(bundle.path().join("pid"), std::process::id().to_string())?;
     container.start()?;
-    assert_eq!(barrier.grade("c1"), Grade::Held);
+    assert_eq!(barrier.grade("faults-6-c1"), Grade::Held);
     let stated = barrier.facts().into_iter().filter_map(|fact| match fact.what {
         What::Stated { statement, .. } => statement.task,
         _ => None,
@@ -207,9 +208,9 @@ fn neither_pid_file_nor_state_file_means_no_hold_and_a_reason() -> Result<()> {
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let bundle = house.bundle("bundle")?;
-    let container = house.runtime.create(&bundle, "c1")?;
-    barrier.statement_with_task("c1");
-    let state = house.runtime.root().join("c1/state.json");
+    let container = house.runtime.create(&bundle, "faults-7-c1")?;
+    barrier.statement_with_task("faults-7-c1");
+    let state = house.runtime.root().join("faults-7-c1/state.json");
     let kept = fs::read(&state)?;
     fs::write(bundle.path().join("pid"), std::process::id().to_string())?;
     fs::write(&state, "{")?;
@@ -229,22 +230,22 @@ fn a_fifo_as_config_or_pid_file_hangs_nobody() -> Result<()> {
     let house = House::new(Oci::Crun)?;
     let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
     let bundle = house.bundle("bundle")?;
-    let container = house.runtime.create(&bundle, "c1")?;
-    barrier.statement_with_task("c1");
+    let container = house.runtime.create(&bundle, "faults-8-c1")?;
+    barrier.statement_with_task("faults-8-c1");
     fs::remove_file(bundle.path().join("pid"))?;
     mkfifo(&bundle.path().join("pid"), Mode::S_IRWXU)?;
     container.start()?;
-    assert_eq!(barrier.grade("c1"), Grade::Held, "the state file has proof");
+    assert_eq!(barrier.grade("faults-8-c1"), Grade::Held, "the state file has proof");
 
     // The runtime itself would wait for a writer: it is killed once it is past the barrier.
     let hollow = house.temp.path().join("hollow");
     fs::create_dir(&hollow)?;
     mkfifo(&hollow.join("config.json"), Mode::S_IRWXU)?;
     let mut command = house.runtime.command();
-    command.args(["create", "--bundle"]).arg(&hollow).arg("c2").stdin(Stdio::null()).stderr(Stdio::null());
+    command.args(["create", "--bundle"]).arg(&hollow).arg("faults-8-c2").stdin(Stdio::null()).stderr(Stdio::null());
     let mut child = Reaped(command.spawn().context("the execution was denied")?);
     let missing = barrier.fact("the create", |what| match what {
-        What::Stated { key, statement } if key.id.as_str() == "c2" => Some(statement.missing.clone()),
+        What::Stated { key, statement } if key.id.as_str() == "faults-8-c2" => Some(statement.missing.clone()),
         _ => None,
     });
     assert!(missing.iter().any(|(field, why)| *field == "bundle" && why.contains("regular")), "{missing:?}");
@@ -270,7 +271,7 @@ fn what_an_unprivileged_user_runs_is_not_looked_at() -> Result<()> {
     let barrier = house.barrier(PATIENT, Answer::Never)?;
     let bundle = house.bundle("bundle")?;
     let mut command = house.runtime.command();
-    command.args(["create", "--bundle"]).arg(bundle.path()).arg("c1");
+    command.args(["create", "--bundle"]).arg(bundle.path()).arg("faults-9-c1");
     std::os::unix::process::CommandExt::uid(&mut command, 65_534);
     let begun = Instant::now();
     let status = command.stdin(Stdio::null()).stderr(Stdio::null()).status().context("the execution was denied")?;
@@ -288,7 +289,7 @@ fn a_caller_in_a_mount_namespace_of_its_own_is_not_looked_at() -> Result<()> {
     let house = House::new(Oci::Runc)?;
     let barrier = house.barrier(PATIENT, Answer::Never)?;
     let mut command = Command::new("unshare");
-    command.arg("--mount").arg(house.runtime.program()).args(["start", "c1"]);
+    command.arg("--mount").arg(house.runtime.program()).args(["start", "faults-10-c1"]);
     let status = command.stdin(Stdio::null()).stderr(Stdio::null()).status()?;
     assert_eq!(status.code(), Some(1), "the runtime ran: there is no such container");
     assert_eq!(barrier.stats.refused_nested.load(Ordering::Relaxed), 1);
@@ -303,7 +304,7 @@ fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
     let bundle = Bundle::create(house.temp.path(), "bundle", &house.root, &["no-such-program"])?;
     let fail = |number: usize| {
         let mut command = house.runtime.command();
-        command.args(["create", "--bundle"]).arg(bundle.path()).arg(format!("c{number}"));
+        command.args(["create", "--bundle"]).arg(bundle.path()).arg(format!("faults-11-c{number}"));
         assert!(run(&mut command).is_err(), "there is no such program");
     };
     let descriptors = |of: &str| fs::read_dir(format!("/proc/{of}/fd")).map(Iterator::count);
@@ -335,7 +336,7 @@ fn two_hundred_creates_at_once_are_stated_or_counted_and_none_denied() -> Result
     let mut children = Vec::new();
     for number in 0..200 {
         let mut command = house.runtime.command();
-        command.args(["create", "--bundle"]).arg(bundle.path()).arg(format!("c{number}"));
+        command.args(["create", "--bundle"]).arg(bundle.path()).arg(format!("faults-12-c{number}"));
         let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         children.push(Reaped(command.spawn().context("the execution was denied")?));
     }
@@ -350,7 +351,7 @@ fn two_hundred_creates_at_once_are_stated_or_counted_and_none_denied() -> Result
     let unread = barrier.stats.unread.load(Ordering::Relaxed) as usize;
     assert!(seen.count() + unread >= 200, "each was stated, or counted: {unread} were not read in time");
     assert_eq!(barrier.stats.refused_jobs.load(Ordering::Relaxed), 0);
-    holds_again(&house, &barrier, "after")
+    holds_again(&house, &barrier, "faults-12-after")
 }
 
 #[test]

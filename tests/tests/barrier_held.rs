@@ -87,13 +87,13 @@ fn relative_paths_are_the_runtimes_own(oci: Oci) -> Result<()> {
     fs::create_dir(&cwd)?;
     let barrier = Barrier::start(KEEPER, &[runtime.program()], BUDGET, Answer::AtOnce)?;
     let mut create = runtime.command();
-    create.current_dir(&cwd).args(["create", "--bundle", "./x/../../bundle", "--pid-file", "pid.here", "c1"]);
+    create.current_dir(&cwd).args(["create", "--bundle", "./x/../../bundle", "--pid-file", "pid.here", "held-2-c1"]);
     fs::create_dir(cwd.join("x"))?;
     let made = run(&mut create);
     let directory = if oci == Oci::Runc { &cwd } else { bundle.path() };
     let pid: u32 = fs::read_to_string(directory.join("pid.here"))?.trim().parse()?;
-    let stated = barrier.statement_with_task("c1");
-    let deleted = run(runtime.command().args(["delete", "--force", "c1"]));
+    let stated = barrier.statement_with_task("held-2-c1");
+    let deleted = run(runtime.command().args(["delete", "--force", "held-2-c1"]));
     made?;
     deleted?;
     assert_eq!(stated.task.map(|task| task.pid), Some(pid));
@@ -121,11 +121,11 @@ fn a_container_that_was_created_unseen_is_held_when_it_starts() -> Result<()> {
     let runtime = Runtime::copy(Oci::Crun, temp.path())?;
     let root = RootFs::create(temp.path())?;
     let bundle = Bundle::create(temp.path(), "bundle", &root, &["sleep", "100"])?;
-    let container = runtime.create(&bundle, "c1")?;
+    let container = runtime.create(&bundle, "held-5-c1")?;
     let barrier = Barrier::start(KEEPER, &[runtime.program()], BUDGET, Answer::AtOnce)?;
     container.start()?;
-    assert_eq!(barrier.grade("c1"), Grade::Held);
-    let stated = barrier.statement_with_task("c1");
+    assert_eq!(barrier.grade("held-5-c1"), Grade::Held);
+    let stated = barrier.statement_with_task("held-5-c1");
     assert_eq!(stated.task.map(|task| task.pid), Some(container.pid()));
     assert_eq!(stated.bundle.as_deref(), bundle.path().to_str());
     Ok(())
@@ -139,7 +139,7 @@ fn a_run_is_stated_before_it_makes_its_container() -> Result<()> {
     let root = RootFs::create(temp.path())?;
     let bundle = Bundle::create(temp.path(), "bundle", &root, &["sleep", "100"])?;
     let barrier = Barrier::start(KEEPER, &[runtime.program()], BUDGET, Answer::Never)?;
-    let container = runtime.run(&bundle, "c1")?;
+    let container = runtime.run(&bundle, "held-6-c1")?;
     // Nothing was held, though nobody answers; who makes it was known first, its process afterwards.
     let facts = barrier.facts();
     let Some(What::Stated { statement, .. }) =
@@ -148,6 +148,6 @@ fn a_run_is_stated_before_it_makes_its_container() -> Result<()> {
         panic!("it is stated when `run` has ended: {facts:?}")
     };
     assert!(statement.creator.is_some() && statement.task.is_none());
-    assert_eq!(barrier.statement_with_task("c1").task.map(|task| task.pid), Some(container.pid()));
+    assert_eq!(barrier.statement_with_task("held-6-c1").task.map(|task| task.pid), Some(container.pid()));
     Ok(())
 }

@@ -81,7 +81,7 @@ impl Drop for Holder {
     }
 }
 
-/// A private runtime and what it needs.
+/// A private runtime and what it needs. Ids differ between tests: a runtime puts containers of one id into one cgroup.
 struct House {
     temp: TempDir,
     root: RootFs,
@@ -128,7 +128,9 @@ fn a_tracker_stopped_amid_66_creates_delays_them_by_one_budget() -> Result<()> {
             .enumerate()
             .map(|(number, bundle)| {
                 let runtime = &house.runtime;
-                scope.spawn(move || runtime.create(bundle, &format!("c{number}")).map(|container| container.took()))
+                scope.spawn(move || {
+                    runtime.create(bundle, &format!("tracker-1-c{number}")).map(|container| container.took())
+                })
             })
             .collect();
         creating.into_iter().map(|creating| creating.join().expect("no panic")).collect::<Result<_>>()
@@ -137,8 +139,11 @@ fn a_tracker_stopped_amid_66_creates_delays_them_by_one_budget() -> Result<()> {
     // Each is two executions, and the first expiry lets go all others: not 66 budgets one after the other.
     assert!(begun.elapsed() < BUDGET + GRACE + RUN, "{took:?}");
     holder.signal(Signal::SIGCONT);
-    house.start("after")?;
-    assert_eq!((holder.says("after")?.as_str(), holder.says("after")?.as_str()), ("starts", "Held"));
+    house.start("tracker-1-after")?;
+    assert_eq!(
+        (holder.says("tracker-1-after")?.as_str(), holder.says("tracker-1-after")?.as_str()),
+        ("starts", "Held")
+    );
     Ok(())
 }
 
@@ -196,8 +201,11 @@ fn a_frozen_tracker_does_not_freeze_its_keeper() -> Result<()> {
     let took = house.execute()?;
     assert!(took < BUDGET + GRACE + RUN, "{took:?}");
     cgroup.freeze(false)?;
-    house.start("after")?;
-    assert_eq!((holder.says("after")?.as_str(), holder.says("after")?.as_str()), ("starts", "Held"));
+    house.start("tracker-2-after")?;
+    assert_eq!(
+        (holder.says("tracker-2-after")?.as_str(), holder.says("tracker-2-after")?.as_str()),
+        ("starts", "Held")
+    );
 
     let seat = root.join(format!("tracker-keeper-{}", holder.child.id()));
     assert!(seat.is_dir());
@@ -212,11 +220,11 @@ fn a_killed_tracker_lets_go_what_it_held_and_its_keeper_ends() -> Result<()> {
     let house = House::new(Oci::Runc)?;
     let patient = RUN * 3;
     let mut holder = Holder::start(&house.runtime, patient, "never")?;
-    let bundle = Bundle::create(house.temp.path(), "c1", &house.root, &["true"])?;
-    let container = house.runtime.create(&bundle, "c1")?;
+    let bundle = Bundle::create(house.temp.path(), "tracker-3-c1", &house.root, &["true"])?;
+    let container = house.runtime.create(&bundle, "tracker-3-c1")?;
     std::thread::scope(|scope| -> Result<()> {
         let start = scope.spawn(|| container.start());
-        assert_eq!(holder.says("c1")?, "starts");
+        assert_eq!(holder.says("tracker-3-c1")?, "starts");
         assert!(!start.is_finished(), "it is held");
         let begun = Instant::now();
         holder.signal(Signal::SIGKILL);
@@ -249,8 +257,11 @@ fn a_tracker_without_descriptors_denies_nobody() -> Result<()> {
         assert!(took < BUDGET + GRACE + RUN, "{took:?}");
     }
     limit("4096")?;
-    house.start("after")?;
-    assert_eq!((holder.says("after")?.as_str(), holder.says("after")?.as_str()), ("starts", "Held"));
+    house.start("tracker-4-after")?;
+    assert_eq!(
+        (holder.says("tracker-4-after")?.as_str(), holder.says("tracker-4-after")?.as_str()),
+        ("starts", "Held")
+    );
     Ok(())
 }
 
@@ -335,8 +346,8 @@ fn so_many_such_callers_that_all_threads_are_lost_hold_up_nobody() -> Result<()>
         house.execute().ok()?;
         (barrier.stats.lost_threads.load(Ordering::Relaxed) == 0).then_some(())
     });
-    let bundle = Bundle::create(house.temp.path(), "after", &house.root, &["true"])?;
-    house.runtime.create(&bundle, "after")?.start()?;
-    assert_eq!(barrier.grade("after"), tracker::container::Grade::Held);
+    let bundle = Bundle::create(house.temp.path(), "tracker-7-after", &house.root, &["true"])?;
+    house.runtime.create(&bundle, "tracker-7-after")?.start()?;
+    assert_eq!(barrier.grade("tracker-7-after"), tracker::container::Grade::Held);
     Ok(())
 }
