@@ -13,6 +13,7 @@ pub mod metrics;
 pub mod selector;
 pub mod server;
 pub mod source;
+mod sys;
 pub mod time;
 pub mod tracker;
 

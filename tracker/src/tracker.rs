@@ -40,6 +40,7 @@ use crate::source::manual::{RegisterError, Registration};
 use crate::source::scan::{AuditInbox, AuditRequest, Scanner};
 use crate::source::task::{host_namespaces, root_cgroup_id};
 use crate::source::{self, kernel, manual, scan};
+use crate::sys;
 use crate::time::BootTime;
 
 /// Requests for a closer look that may wait; more are counted and left to the next scan.
@@ -233,7 +234,7 @@ impl Tracker {
         self.state_live(Source::Kernel, true);
         let handle = self.handle.clone();
         self.start_thread("tracker-kernel", move || {
-            barrier::raise_priority();
+            sys::raise_priority();
             if let Err(error) = kernel.run(&facts, stop.as_fd(), &audits, &stats.kernel, &health) {
                 tracing::error!(error = chain(&error), "the probes are no longer read");
                 handle.state_live(Source::Kernel, false);
@@ -477,7 +478,7 @@ fn start_writer(writer: Writer) -> Result<JoinHandle<()>, StartError> {
     let thread = std::thread::Builder::new().name("tracker-writer".into());
     let body = move || {
         // A held start waits for it, whatever else the machine does.
-        barrier::raise_priority();
+        sys::raise_priority();
         waits.block_on(writer.run());
     };
     thread.spawn(body).map_err(failed)

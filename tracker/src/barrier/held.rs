@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::Stats;
 use super::argv::{self, Command, Dialect, Invocation, Verb};
 use super::book::{Book, Entry, Phase, Place};
 use super::bundle;
@@ -30,12 +31,12 @@ use super::line::HeldTask;
 use super::marks::{self, Marks};
 use super::nested::{self, Turns};
 use super::watch::Watch;
-use super::{Stats, sys};
 use crate::collection::door::{Facts, HeldOutcome, HeldStep};
 use crate::container::{ContainerKey, Domain, Grade, State, Str, TaskId};
 use crate::enrich::scope;
 use crate::fact::{Fact, Source, Statement, What};
 use crate::source::health::{Condition, HealthBoard};
+use crate::sys;
 use crate::time::BootTime;
 
 /// We stop waiting this long before the keeper does: an answer of ours is better than its.

@@ -28,8 +28,8 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::time::{ClockId, clock_gettime};
 
 use super::custody::Custody;
-use super::sys;
 use super::wire::{self, Message, Received, Step};
+use crate::sys;
 
 /// `argv[0]` of the keeper, by which [`keeper_entry`] knows it.
 pub(crate) const KEEPER_NAME: &str = "tracker-keeper";

@@ -31,7 +31,6 @@ mod line;
 mod pool;
 mod seat;
 mod supervise;
-mod sys;
 
 mod book;
 mod bundle;
@@ -54,8 +53,8 @@ pub use keeper::keeper_entry;
 pub(crate) use marks::KNOWN as KNOWN_RUNTIMES;
 pub use stats::Stats;
 pub use supervise::{Barrier, Supervisor};
-pub(crate) use sys::pidfd_open;
-pub use sys::raise_priority;
+
+pub use crate::sys::raise_priority;
 
 /// Settings of the barrier.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]

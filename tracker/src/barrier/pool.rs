@@ -11,7 +11,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Stats, sys};
+use super::Stats;
+use crate::sys;
 
 /// Threads at work at a time: as many as the keeper holds, since each may wait for a slow subscriber.
 const MOST_THREADS: usize = super::custody::MOST_HELD;

@@ -30,11 +30,12 @@ use super::pool::Pool;
 use super::seat::{self, Seat};
 use super::watch::Watch;
 use super::wire::{self, Message, Received, Step};
-use super::{BarrierError, Config, Stats, bundle, sys};
+use super::{BarrierError, Config, Stats, bundle};
 use crate::collection::door::Facts;
 use crate::fact::{Birth, Fact, Source, What};
 use crate::source::health::{Condition, HealthBoard};
 use crate::source::task::Task;
+use crate::sys;
 use crate::time::BootTime;
 
 /// The health board's name for the barrier itself.

@@ -81,9 +81,9 @@ mod tests {
 
     use super::*;
     use crate::barrier::book::Place;
-    use crate::barrier::sys;
     use crate::container::{ContainerId, ContainerKey, Domain};
     use crate::fact::Statement;
+    use crate::sys;
 
     #[test]
     fn the_end_of_a_watched_process_is_told_once() {

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use crate::barrier::pidfd_open;
+use crate::sys::pidfd_open;
 
 /// A process that lived when it was opened, and is not mistaken for a later one with its pid.
 #[derive(Debug)]

@@ -1,14 +1,14 @@
 //! The few calls into the kernel that no safe crate of ours offers.
 
 use std::io;
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use nix::errno::Errno;
 
 /// Closes every fd from `first` on: what a program that started us left open by mistake must not stay open in us.
 ///
 /// To be called while nothing but fds below `first` is owned by any value.
-pub(super) fn close_fds_from(first: u32) {
+pub(crate) fn close_fds_from(first: u32) {
     // SAFETY: no value of this process owns an fd from `first` on; the callers' first act is this call.
     unsafe { libc::close_range(first, u32::MAX, 0) };
 }
@@ -22,7 +22,7 @@ pub fn raise_priority() -> bool {
 
 /// The same with another real-time priority, which new threads of this thread begin with: one that had to raise itself first
 /// would wait behind everybody else to do so.
-pub(super) fn raise_priority_with_children(priority: i32) -> bool {
+pub(crate) fn raise_priority_with_children(priority: i32) -> bool {
     set_priority(priority, 0)
 }
 
@@ -47,4 +47,17 @@ pub(crate) fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
     let fd = Errno::result(fd)? as i32;
     // SAFETY: the kernel has just put this fd into our table for us, and nobody else knows its number.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A mount namespace's never-reused id (Linux 6.12).
+pub(crate) fn mount_namespace_id(namespace: impl AsFd) -> io::Result<u64> {
+    let mut id = 0;
+    // SAFETY: the request writes one u64 to the pointer, which lives until the call returns.
+    unsafe { ns_get_mntns_id(namespace.as_fd().as_raw_fd(), &mut id) }?;
+    Ok(id)
+}
+
+nix::ioctl_read! {
+    /// `NS_GET_MNTNS_ID` of `linux/nsfs.h`.
+    ns_get_mntns_id, 0xb7, 0x5, u64
 }
