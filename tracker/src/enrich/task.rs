@@ -11,6 +11,8 @@ use std::os::unix::ffi::OsStrExt;
 pub struct Stat {
     /// Its parent, in the reader's pid namespace; 0 when that is elsewhere.
     pub parent_pid: u32,
+    /// Its flags: `PF_…` of the kernel's `linux/sched.h`.
+    pub flags: u32,
     /// When it started, in ticks of 1/100 s since boot (field 22).
     pub start_ticks: u64,
 }
@@ -27,8 +29,16 @@ pub fn stat(text: &[u8]) -> Option<Stat> {
     let mut fields = text[after_comm..].split(|b| b.is_ascii_whitespace()).filter(|field| !field.is_empty());
     // Field 3, the state, is the first one here.
     let parent_pid = number(fields.nth(1)?)?;
-    let start_ticks = number(fields.nth(22 - 5)?)?;
-    Some(Stat { parent_pid: u32::try_from(parent_pid).ok()?, start_ticks })
+    let flags = number(fields.nth(9 - 5)?)?;
+    let start_ticks = number(fields.nth(22 - 10)?)?;
+    Some(Stat { parent_pid: u32::try_from(parent_pid).ok()?, flags: u32::try_from(flags).ok()?, start_ticks })
+}
+
+/// The pid in the process's own pid namespace, the last of those in `/proc/<pid>/status`.
+pub fn pid_in_namespace(text: &[u8]) -> Option<u32> {
+    let line = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"))?;
+    let last = line.split(|b| b.is_ascii_whitespace()).rfind(|field| !field.is_empty())?;
+    u32::try_from(number(last)?).ok()
 }
 
 /// The real uid in `/proc/<pid>/status`, in the reader's user namespace.
@@ -57,10 +67,14 @@ mod tests {
 
     #[test]
     fn a_process_cannot_choose_its_start_time() {
-        let fields = "S 3 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 42 4096 1 18446744073709551615";
+        let fields = "S 3 7 7 0 -1 4194560 0 0 0 0 0 0 0 0 20 0 1 0 42 4096 1 18446744073709551615";
         for comm in ["sh", "a b", ") R 1 2 3 4 5 6 7 8 9", "((", "a\n) S 1"] {
             let text = format!("7 ({comm}) {fields}\n");
-            assert_eq!(stat(text.as_bytes()), Some(Stat { parent_pid: 3, start_ticks: 42 }), "{comm}");
+            assert_eq!(
+                stat(text.as_bytes()),
+                Some(Stat { parent_pid: 3, flags: 4_194_560, start_ticks: 42 }),
+                "{comm}"
+            );
         }
         assert_eq!(stat(b"7 (sh"), None);
         assert_eq!(stat(b"7 (sh) S 3"), None);
@@ -71,6 +85,13 @@ mod tests {
         assert_eq!(uid(b"Name:\tUid:\\n9\nUmask:\t0022\nUid:\t1000\t0\t0\t0\nGid:\t5\n"), Some(1000));
         assert_eq!(uid(b"Name:\tx\n"), None);
         assert_eq!(uid(b"Uid:\t-1\n"), None);
+    }
+
+    #[test]
+    fn the_pid_in_its_own_namespace_is_the_last() {
+        assert_eq!(pid_in_namespace(b"Name:\tNSpid:\\n9\nNStgid:\t7\t1\nNSpid:\t7\t3\t1\nNSpgid:\t7\n"), Some(1));
+        assert_eq!(pid_in_namespace(b"NSpid:\n"), None);
+        assert_eq!(pid_in_namespace(b""), None);
     }
 
     #[test]
@@ -85,6 +106,7 @@ mod tests {
         fn any_bytes_are_read_without_panic(text: Vec<u8>) {
             stat(&text);
             uid(&text);
+            pid_in_namespace(&text);
             arguments(&text);
         }
     }

@@ -9,17 +9,19 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::OnceLock;
 
+use nix::dir::Dir;
 use nix::fcntl::{AtFlags, OFlag, open, openat, readlinkat};
 use nix::sys::stat::{Mode, fstatat, stat};
 
 use crate::container::{Cgroup, Namespaces, TaskId};
 use crate::enrich::{cgroup, task};
 use crate::fact::Birth;
+use crate::sys;
 
 /// `stat`, `status` and `cgroup` are far shorter, whatever a process does.
 const MAX_FILE_LEN: u64 = 64 << 10;
@@ -95,15 +97,41 @@ impl Task {
     /// Its mount namespace's never-reused id; absent before Linux 6.12, and where it may not be asked.
     pub fn generation(&self) -> Option<u64> {
         let namespace = openat(&self.dir, "ns/mnt", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
-        let mut id = 0;
-        // SAFETY: the request writes one u64 to the pointer, which lives until the call returns.
-        unsafe { ns_get_mntns_id(namespace.as_raw_fd(), &mut id) }.ok()?;
-        Some(id)
+        sys::mount_namespace_id(&namespace).ok()
     }
 
     /// Its real uid, in this process's user namespace.
     pub fn uid(&self) -> io::Result<u32> {
         task::uid(&self.read("status", MAX_FILE_LEN)?).ok_or_else(|| malformed("status"))
+    }
+
+    /// Its pid in its own pid namespace; absent in a kernel without pid namespaces.
+    pub(crate) fn pid_in_namespace(&self) -> io::Result<Option<u32>> {
+        Ok(task::pid_in_namespace(&self.read("status", MAX_FILE_LEN)?))
+    }
+
+    /// Its flags (`PF_…`).
+    pub(crate) fn flags(&self) -> io::Result<u32> {
+        Ok(self.stat()?.flags)
+    }
+
+    /// Its name, which is its own choice.
+    pub(crate) fn name(&self) -> io::Result<Vec<u8>> {
+        let mut name = self.read("comm", MAX_FILE_LEN)?;
+        name.pop_if(|last| *last == b'\n');
+        Ok(name)
+    }
+
+    /// Its threads, each as a process of its own would show itself.
+    pub(crate) fn threads(&self) -> io::Result<impl Iterator<Item = Task>> {
+        let flags = OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let list = Dir::openat(&self.dir, "task", flags, Mode::empty())?;
+        let flags = flags | OFlag::O_PATH;
+        Ok(list.into_iter().flatten().filter_map(move |thread| {
+            let number = thread.file_name().to_str().ok().filter(|name| !name.starts_with('.'))?;
+            let dir = openat(&self.dir, format!("task/{number}").as_str(), flags, Mode::empty()).ok()?;
+            Some(Task { pid: self.pid, dir })
+        }))
     }
 
     /// Its cgroups.
@@ -191,11 +219,6 @@ pub fn host_namespaces() -> Option<Namespaces> {
     // and has none of its own.
     let of = |pid| Task::open(pid).map(|task| task.namespaces()).ok().filter(|namespaces| namespaces.mnt != 0);
     of(1).or_else(|| of(2))
-}
-
-nix::ioctl_read! {
-    /// `NS_GET_MNTNS_ID`, Linux 6.12.
-    ns_get_mntns_id, 0xb7, 0x5, u64
 }
 
 fn parent_of(stat: task::Stat) -> Option<TaskId> {

@@ -25,7 +25,7 @@ mod choose;
 
 mod iterator;
 
-mod procfs;
+mod proc;
 
 use iterator::TaskIterator;
 
@@ -172,7 +172,7 @@ impl Scanner {
     pub fn tasks(&mut self) -> Result<Vec<TaskFacts>, ScanError> {
         match &mut self.iterator {
             Ok(iterator) => iterator.read(),
-            Err(_) => procfs::read(self.host_mntns),
+            Err(_) => proc::read(self.host_mntns),
         }
     }
 
