@@ -81,6 +81,16 @@ impl Daemon {
         &mut self.process
     }
 
+    /// The process that owns its fanotify group, while there is one.
+    pub fn keeper(&self) -> Option<u32> {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.process.pid())).ok()?.flatten();
+        let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+        let pids: Vec<u32> = children.flat_map(|list| numbers(&list)).collect();
+        pids.into_iter().find(|pid| {
+            fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "tracker-keeper")
+        })
+    }
+
     /// Its debug socket.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("sock")
@@ -151,6 +161,10 @@ impl Daemon {
         self.process.signal(Signal::SIGTERM)?;
         Ok(self.process.wait(PATIENCE)?.code())
     }
+}
+
+fn numbers(list: &str) -> Vec<u32> {
+    list.split(' ').filter_map(|number| number.parse().ok()).collect()
 }
 
 /// Starts `tracker run` with what lies in `directory`.

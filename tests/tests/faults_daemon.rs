@@ -221,75 +221,21 @@ fn starved_of_descriptors_it_denies_nobody_and_recovers() -> Result<()> {
     Ok(())
 }
 
-/// The process of a daemon that owns the fanotify group.
-fn keeper(daemon: &mut Daemon) -> Option<u32> {
-    let pid = daemon.process().pid();
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten();
-    let children = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    let pids: Vec<u32> =
-        children.flat_map(|list| list.split(' ').map(str::parse).collect::<Vec<_>>()).flatten().collect();
-    let is_keeper = |pid: &u32| {
-        fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim_end() == "tracker-keeper")
-    };
-    pids.into_iter().find(is_keeper)
-}
-
 #[test]
 fn with_its_keeper_stopped_or_killed_starts_go_on_and_are_held_again() -> Result<()> {
     require_daemon!();
     let house = House::new(Kind::Runc)?;
-    let mut daemon = Daemon::start(&house.config(BUDGET, ""))?;
+    let daemon = Daemon::start(&house.config(BUDGET, ""))?;
     for (prefix, signal) in [("keeper-stopped", Signal::SIGSTOP), ("keeper-killed", Signal::SIGKILL)] {
-        let old = eventually("a keeper", || keeper(&mut daemon));
+        let old = eventually("a keeper", || daemon.keeper());
         kill(pid(old), signal)?;
         let (containers, slowest) = start_at_once(&house, prefix, 8)?;
         assert!(slowest < (BUDGET + GRACE) * 2 + RUN, "{prefix}: {slowest:?}");
         all_are_known(&daemon, &containers, &["held", "let-go", "first-exec"]);
-        eventually("another keeper", || keeper(&mut daemon).filter(|new| *new != old));
+        eventually("another keeper", || daemon.keeper().filter(|new| *new != old));
         holds_again(&daemon, &house, prefix);
     }
     assert!(daemon.metric("tracker_keeper_restarts_total")? >= 2.0);
-    Ok(())
-}
-
-/// Descriptors and KiB of memory of its own that a process has.
-fn burden(pid: u32) -> Result<(usize, u64)> {
-    let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).context("list its descriptors")?.count();
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).context("read its memory")?;
-    let of = |name: &str| -> Option<u64> {
-        rollup.lines().find_map(|line| line.strip_prefix(name)?.split_whitespace().next()?.parse().ok())
-    };
-    Ok((descriptors, of("Private_Dirty:").context("a size")?))
-}
-
-#[test]
-fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
-    require_daemon!();
-    let house = House::new(Kind::Runc)?;
-    // What is over is kept for a while by design: that is not what is looked for.
-    let mut daemon = Daemon::start(&house.config(PATIENT, "[collection]\nlinger-ms = 1\n"))?;
-    let process = daemon.process().pid();
-    let bundle = house.bundle_with("failing", &["no-such-program"], |_| ())?;
-    let fail = |number: usize| {
-        let mut command = house.runtime().command();
-        command.args(["create", "--bundle"]).arg(bundle.path()).arg(format!("failing-{number}"));
-        assert!(run(&mut command).is_err(), "there is no such program");
-    };
-    let none_is_left = || {
-        let all = daemon.ask_json(&["ps", "--all", "-o", "json"]).ok()?;
-        let ours = |id: &str| id.starts_with("failing-");
-        (!all.as_array()?.iter().any(|container| container["id"].as_str().is_some_and(ours))).then_some(())
-    };
-    // Until threads, their stacks and buffers have grown to what they stay at.
-    (0..65).for_each(fail);
-    eventually("those that failed are gone", none_is_left);
-    let before = burden(process)?;
-    (65..195).for_each(fail);
-    eventually("those that failed are gone", none_is_left);
-    let daemon_burden = || burden(process).ok().filter(|after| after.0 <= before.0 + 2);
-    let after = eventually("its descriptors are closed", daemon_burden);
-    // 130 bundles of 1 KiB each, their statements and their stories would show; noise of the allocator does not.
-    assert!(after.1 < before.1 + 1024, "KiB: {before:?} became {after:?}");
     Ok(())
 }
 

@@ -178,7 +178,8 @@ fn long_command_lines_are_read_or_let_go_and_what_they_start_is_known() -> Resul
     run(house.runtime().command().args(["start", "argv-many"]))?;
     let known = eventually("it is known", || watched.daemon.in_state("argv-many", "running"));
     let pid: u32 = fs::read_to_string(bundle.path().join("pid"))?.trim().parse()?;
-    assert_eq!(known["pid"], pid, "{known}");
+    assert_eq!((&known["pid"], &known["grade"]), (&Value::from(pid), &Value::from("held")), "{known}");
+    assert_eq!(known["bundle"], bundle.path().to_string_lossy().into_owned(), "{known}");
     run(house.runtime().command().args(["delete", "--force", "argv-many"]))?;
 
     // A path as long as the kernel allows; PATH_MAX counts the NUL and the file's name in it.
@@ -190,11 +191,13 @@ fn long_command_lines_are_read_or_let_go_and_what_they_start_is_known() -> Resul
     let config = bundle::config(house.root(), &["sleep", "1000"]);
     fs::write(long.join("config.json"), config.to_string())?;
     let mut create = house.runtime().command();
-    create.args(["create", "--bundle"]).arg(&long).arg("argv-long");
+    create.args(["create", "--bundle"]).arg(&long).arg("--pid-file").arg(long.join("pid")).arg("argv-long");
     run(&mut create)?;
     run(house.runtime().command().args(["start", "argv-long"]))?;
     let known = eventually("it is known", || watched.daemon.in_state("argv-long", "running"));
-    assert!(known["pid"].is_u64(), "{known}");
+    let pid: u32 = fs::read_to_string(long.join("pid"))?.trim().parse()?;
+    assert_eq!((&known["pid"], &known["grade"]), (&Value::from(pid), &Value::from("held")), "{known}");
+    assert_eq!(known["bundle"], long.to_string_lossy().into_owned(), "{known}");
     run(house.runtime().command().args(["delete", "--force", "argv-long"]))?;
 
     // Beyond what is read: a start that nobody can understand is not held, and not denied.

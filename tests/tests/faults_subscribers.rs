@@ -14,7 +14,7 @@ use tracker::{Container, FeedItem, FeedOptions, Selector, Tracker};
 use tracker_tests::house::{House, PATIENT};
 use tracker_tests::process::pid;
 use tracker_tests::runc::Kind;
-use tracker_tests::wait::{PATIENCE, eventually};
+use tracker_tests::wait::PATIENCE;
 use tracker_tests::{kernel, require};
 
 const KEEPER: &str = env!("CARGO_BIN_EXE_keeper");
