@@ -79,7 +79,11 @@ pub(super) fn find(reader: &mut Reader, who: &Who) -> Option<u64> {
 /// What nobody said, and why that is so as far as the state can tell.
 fn unknown(container: &Container) -> Vec<(&'static str, Str)> {
     let nobody: Str = match container.awaiting.iter().next() {
-        Some(source) => format!("{source} has not said anything about it yet").into(),
+        // Two daemons may share a host; one that is not asked cannot be told from one that is slow.
+        Some(source) => {
+            let otherwise = "if it never does, the container is another daemon's, whose socket is not configured";
+            format!("{source} has not said anything about it yet; {otherwise}").into()
+        }
         None if container.kind.is_vouched_for() => "no source that reports on this host states it".into(),
         None => "nobody vouches for it: no runtime was seen to make it".into(),
     };
