@@ -103,6 +103,8 @@ fn containers_of_runc_and_crun_are_held_and_told_apart() -> Result<()> {
         let known = daemon.ask_json(&["lookup", "--pid", &container.pid().to_string(), "-o", "json"])?;
         assert_eq!(known["containers"][0]["id"], container.id(), "{known}");
         assert_eq!(known["containers"][0]["grade"], "held", "{known}; the log:\n{}", daemon.log());
+        let runtime = container.id().trim_start_matches("daily-");
+        assert_eq!(known["containers"][0]["runtime"]["name"], runtime, "nothing else manages it: {known}");
     }
     Ok(())
 }

@@ -389,13 +389,13 @@ fn merged_cgroup(said: &mut Said<'_>, shown: Option<u64>, seen: Option<&CgroupSe
 
 fn merged_runtime(said: &mut Said<'_>) -> Runtime {
     let order = Field::runtime.order();
-    Runtime {
-        name: said.pick_in(order, "runtime.name", |said| said.runtime.as_ref()?.name.clone()),
-        namespace: said.pick_in(order, "runtime.namespace", |said| said.runtime.as_ref()?.namespace.clone()),
-        handler: said.pick_in(order, "runtime.handler", |said| said.runtime.as_ref()?.handler.clone()),
-        // The barrier saw which binary ran; a runtime only knows which one it meant to run.
-        oci: said.pick_in(BUNDLE_FIRST, "runtime.oci", |said| said.runtime.as_ref()?.oci.clone()),
-    }
+    let name = said.pick_in(order, "runtime.name", |said| said.runtime.as_ref()?.name.clone());
+    let namespace = said.pick_in(order, "runtime.namespace", |said| said.runtime.as_ref()?.namespace.clone());
+    let handler = said.pick_in(order, "runtime.handler", |said| said.runtime.as_ref()?.handler.clone());
+    // The barrier saw which binary ran; a runtime only knows which one it meant to run.
+    let oci = said.pick_in(BUNDLE_FIRST, "runtime.oci", |said| said.runtime.as_ref()?.oci.clone());
+    // Who manages a container is in its bundle: where nobody is, it was run by hand.
+    Runtime { name: name.or_else(|| oci.clone()), namespace, handler, oci }
 }
 
 fn merged_image(said: &mut Said<'_>) -> Option<Image> {

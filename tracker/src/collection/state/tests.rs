@@ -467,6 +467,19 @@ fn one_id_in_two_containers_and_on_the_host_are_three_containers() {
     assert_eq!(row(&WEB).name.as_deref(), Some("name-of-web"));
 }
 
+#[test]
+fn a_container_that_nobody_manages_is_its_oci_runtime_s() {
+    let oci = Runtime { oci: Some("crun".into()), ..Runtime::default() };
+    let seen = |runtime| Statement { creator: Some(WEB.creator()), runtime: Some(runtime), ..Statement::default() };
+    let by_hand = with([WEB.stated(Source::Barrier, 10, seen(oci.clone())), WEB.born()]);
+    let managed = with([WEB.stated(Source::Barrier, 10, seen(oci)), WEB.described(), WEB.born()]);
+    for (state, name) in [(by_hand, "crun"), (managed, "containerd")] {
+        let run = &state.runs[&state.by_task[&WEB.task()]];
+        let runtime = &run.row.as_ref().unwrap().container.runtime;
+        assert_eq!((runtime.name.as_deref(), runtime.oci.as_deref()), (Some(name), Some("crun")));
+    }
+}
+
 /// Sources interleave as they like, but each one's own facts come in the order in which it states them: they pass
 /// through one queue.
 fn interleaved(mut facts: Vec<Fact>) -> Vec<Fact> {
