@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 
 use anyhow::{Context, Result, bail};
 use tracker::fact::{Birth, What};
-use tracker::source::kernel::{Config, Machine};
+use tracker::source::kernel::{Config, Kernel, Machine};
 use tracker::source::scan::Scanner;
 use tracker_common::record::TaskFacts;
 use tracker_common::table::{Loss, Slot};
@@ -170,5 +170,56 @@ fn a_full_ring_buffer_is_a_counted_loss_and_the_scan_finds_what_was_lost() -> Re
         child.finish()?;
         assert!(matches!(probes.life(pid).last(), Some(What::Ended(_))));
     }
+    Ok(())
+}
+
+/// Those of the children that the probes' tables let other programs look up.
+fn with_slots(kernel: &Kernel, children: &[Child]) -> Result<usize> {
+    let slots = kernel.slots()?;
+    let is_current = |child: &&Child| {
+        let slot = kernel::namespace(child.pid(), "mnt").ok().and_then(|mntns| slots.get(mntns));
+        slot.is_some_and(|slot| slot.flags & Slot::ENDED == 0)
+    };
+    Ok(children.iter().filter(is_current).count())
+}
+
+fn children(count: usize, flags: i32) -> Result<Vec<Child>> {
+    Ok((0..count).map(|_| Child::exiting(flags, 0)).collect::<Result<_, _>>()?)
+}
+
+#[test]
+fn users_namespaces_that_a_scan_finds_have_their_share_and_no_more() -> Result<()> {
+    require!(requirement::root(), kernel::btf());
+    let before = children(100, libc::CLONE_NEWUSER | libc::CLONE_NEWNS)?;
+    let hosts = children(10, libc::CLONE_NEWNS)?;
+    let kernel = probes::load(&Config { max_namespaces: 512, ..Config::default() })?;
+    let mut scanner = Scanner::new(Ok(kernel.machine()), Some(&kernel))?;
+    for _ in 0..2 {
+        let found = with_slots(&kernel, &before)?;
+        assert!(found <= 64, "{found} of them, and an eighth is 64");
+        assert_eq!(with_slots(&kernel, &hosts)?, 10);
+        scanner.scan()?;
+    }
+    // The probes' own share is theirs.
+    let after = children(100, libc::CLONE_NEWUSER | libc::CLONE_NEWNS)?;
+    let found = with_slots(&kernel, &after)?;
+    assert!((1..=64).contains(&found), "{found} of them");
+    Ok(())
+}
+
+#[test]
+fn a_full_table_of_slots_is_freed_of_those_that_are_over() -> Result<()> {
+    require!(requirement::root(), kernel::btf());
+    let kernel = probes::load(&Config { max_namespaces: 256, ..Config::default() })?;
+    let mut scanner = Scanner::new(Ok(kernel.machine()), Some(&kernel))?;
+    let mut children = children(300, libc::CLONE_NEWNS)?;
+    assert!(with_slots(&kernel, &children)? <= 256);
+    for over in children.drain(..200) {
+        over.finish()?;
+    }
+    // Their slots stay for those who ask late; the ones still without any had found no room.
+    assert!(with_slots(&kernel, &children)? < 100);
+    scanner.scan()?;
+    assert_eq!(with_slots(&kernel, &children)?, 100);
     Ok(())
 }

@@ -8,7 +8,7 @@ use core::mem::size_of;
 /// What other BPF programs find under a mount namespace's inode number.
 ///
 /// Inode numbers are reused at once: compare [`Slot::generation`] where it matters which holder is meant. A slot stays
-/// until the number's next holder overwrites it, so the table is as large as the most namespaces that lived at one time.
+/// until the number's next holder overwrites it, or, where the table is full, until an audit frees those that are over.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Slot {

@@ -61,7 +61,8 @@ const PROGRAMS: [(&str, &str); 6] = [
 pub struct Config {
     /// Size of the ring buffer; a power of two, at least a page. A full one is a counted loss and an audit.
     pub ring_bytes: u32,
-    /// Mount namespaces that can be known at one time. Those made outside the initial user namespace get half of it.
+    /// Mount namespaces that can be known at one time. Of those made outside the initial user namespace, where anybody may
+    /// make them, the probes take in an eighth of that, and scans as many again.
     pub max_namespaces: u32,
     /// How often in a second processes outside the initial user namespace may wake this thread; what they do beyond that
     /// is seen up to 20 ms later.
@@ -71,6 +72,12 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self { ring_bytes: 1 << 20, max_namespaces: 32_768, foreign_wakes_per_second: 50 }
+    }
+}
+
+impl Config {
+    fn foreign_max(&self) -> u64 {
+        u64::from(self.max_namespaces / 8)
     }
 }
 
@@ -181,6 +188,7 @@ pub struct Kernel {
     // Hands what the probes logged to `log`, and so to `tracing`.
     flush_log: Box<dyn FnMut() + Send>,
     machine: Machine,
+    foreign_max: u64,
 }
 
 impl std::fmt::Debug for Kernel {
@@ -216,7 +224,13 @@ impl Kernel {
         let slots = hash(take(&mut ebpf, "MOUNT_NAMESPACES")?, "MOUNT_NAMESPACES")?;
         let known = KnownTable::open(&known_map).map_err(|source| map_error("KNOWN", source))?;
         let flush_log = log_reader(&mut ebpf);
-        Ok(Self { ebpf, ring, shared, known, slots, known_map, flush_log, machine: machine.clone() })
+        let (machine, foreign_max) = (machine.clone(), config.foreign_max());
+        Ok(Self { ebpf, ring, shared, known, slots, known_map, flush_log, machine, foreign_max })
+    }
+
+    /// How many namespaces from outside the initial user namespace the probes take in.
+    pub(crate) fn foreign_max(&self) -> u64 {
+        self.foreign_max
     }
 
     /// What was found out about the machine.

@@ -53,7 +53,7 @@ impl Machine {
             host_mntns: self.host_mntns.into(),
             host_userns: self.host_userns.into(),
             hierarchy: self.hierarchy.into(),
-            foreign_max: u64::from(config.max_namespaces / 2),
+            foreign_max: config.foreign_max(),
             foreign_wake_ns: 1_000_000_000 / u64::from(config.foreign_wakes_per_second.max(1)),
             ring_wake_bytes: u64::from(config.ring_bytes / 4),
         }

@@ -1,6 +1,7 @@
 //! The probes' maps, as user space uses them.
 
 use std::borrow::{Borrow, BorrowMut};
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
@@ -68,15 +69,42 @@ impl SlotTable {
     }
 
     /// Enters a namespace that a scan found, unless the number is taken by a later one.
-    pub(crate) fn adopt(&mut self, mntns: u32, slot: Slot) {
-        if self.get(mntns).is_some_and(|held| held.generation != slot.generation && held.born < slot.born) {
+    pub(crate) fn adopt(&mut self, mntns: u32, slot: Slot) -> Room {
+        let flag = match self.get(mntns) {
+            Some(held) if held.generation == slot.generation => return Room::Enough,
             // Left over from a former holder of the number.
-            let _ = self.0.insert(mntns, Plain(slot), BPF_EXIST);
-        } else {
-            // Taken meanwhile: by its own birth, or by a later one's.
-            let _ = self.0.insert(mntns, Plain(slot), BPF_NOEXIST);
+            Some(held) if held.born < slot.born => BPF_EXIST,
+            _ => BPF_NOEXIST,
+        };
+        match self.0.insert(mntns, Plain(slot), flag) {
+            Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => Room::Full,
+            // Else it was taken meanwhile: by its own birth, or by a later one's.
+            _ => Room::Enough,
         }
     }
+
+    /// Frees the slots of numbers whose holders have ended and that are not `alive`. Slots are kept until then: most
+    /// numbers have a next holder soon, and who asks late still finds the former one.
+    pub(crate) fn reclaim(&mut self, alive: &HashSet<u32>) {
+        let is_over = |slot: Slot| slot.flags & Slot::ENDED != 0;
+        let slots = self.0.iter().flatten();
+        let over = slots.filter(|(mntns, slot)| is_over(slot.0) && !alive.contains(mntns)).map(|(mntns, _)| mntns);
+        for mntns in over.collect::<Vec<u32>>() {
+            // The number may have a new holder since.
+            if self.get(mntns).is_some_and(is_over) {
+                let _ = self.0.remove(&mntns);
+            }
+        }
+    }
+}
+
+/// Whether a table took something in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// It is there now, or something newer is.
+    Enough,
+    /// It is full.
+    Full,
 }
 
 /// Counters.

@@ -9,17 +9,17 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
-use tracker_common::life;
 use tracker_common::record::TaskFacts;
-use tracker_common::table::{Known, Slot};
 
 use crate::collection::door::Facts;
 use crate::fact::{Birth, Fact, Source, What};
 use crate::source::health::{Condition, HealthBoard};
 use crate::source::kernel::setup::host_namespace;
 use crate::source::kernel::translate::{birth, task_id};
-use crate::source::kernel::{Kernel, KernelError, KnownTable, Machine, SlotTable};
+use crate::source::kernel::{Kernel, KernelError, Machine};
 use crate::time::BootTime;
+
+mod adopt;
 
 mod choose;
 
@@ -27,6 +27,7 @@ mod iterator;
 
 mod proc;
 
+use adopt::Adoption;
 use iterator::TaskIterator;
 
 /// How the scan is set up.
@@ -78,10 +79,9 @@ pub enum ScanError {
 /// Reads all tasks and picks the init process of each mount namespace that is not the host's.
 pub struct Scanner {
     iterator: Result<TaskIterator, KernelError>,
-    tables: Option<(KnownTable, SlotTable)>,
+    adoption: Option<Adoption>,
     v2: bool,
     host_mntns: u32,
-    corrections: u64,
     first_done: bool,
 }
 
@@ -96,15 +96,15 @@ impl Scanner {
     /// once, what was there before, so that a fork in an old container is not taken for a birth: to be called before
     /// [`Kernel::run`].
     pub fn new(machine: Result<&Machine, KernelError>, probes: Option<&Kernel>) -> Result<Self, KernelError> {
-        let tables = probes.map(|kernel| Ok::<_, KernelError>((kernel.known()?, kernel.slots()?))).transpose()?;
+        let adoption = probes.map(Adoption::of).transpose()?;
         let host_mntns = match &machine {
             Ok(machine) => machine.host_mntns,
             Err(_) => host_namespace("mnt")?,
         };
         let v2 = machine.as_ref().map_or(true, |machine| machine.hierarchy == 0);
         let iterator = machine.and_then(TaskIterator::load);
-        let mut scanner = Self { iterator, tables, v2, host_mntns, corrections: 0, first_done: false };
-        if scanner.tables.is_some()
+        let mut scanner = Self { iterator, adoption, v2, host_mntns, first_done: false };
+        if scanner.adoption.is_some()
             && let Err(error) = scanner.scan()
         {
             tracing::warn!(%error, "what was there before the probes is not known to them yet");
@@ -117,10 +117,9 @@ impl Scanner {
         let refused = KernelError::Object("scan");
         Ok(Self {
             iterator: Err(refused),
-            tables: None,
+            adoption: None,
             v2: true,
             host_mntns: host_namespace("mnt")?,
-            corrections: 0,
             first_done: false,
         })
     }
@@ -152,17 +151,22 @@ impl Scanner {
 
     fn births(&mut self, tasks: Vec<TaskFacts>) -> Vec<Birth> {
         // What the probes took for a birth before the first scan may be a fork in a namespace that was there before them.
-        let known = |key| self.tables.as_ref().filter(|_| self.first_done)?.0.get(key);
+        let known = |key| self.adoption.as_ref().filter(|_| self.first_done)?.known(key);
         let inits = choose::inits(tasks, |key| known(key).map(|known| (known.init_tgid, known.init_start)));
         self.first_done = true;
-        for init in &inits {
-            self.adopt(init);
+        if let Some(adoption) = &mut self.adoption
+            && adoption.adopt(&inits)
+        {
+            // A second look fills the slots of those that were born while others were freed. It fills at most as many as
+            // there is room for now, and reports nothing: its births have records of their own, or are in the next scan.
+            let again = self.tasks().map(|tasks| choose::inits(tasks, |_| None)).unwrap_or_default();
+            self.adoption.as_mut().map(|adoption| adoption.adopt(&again));
         }
         // `/proc` rounds start times down, into the life of the number's former holder.
         let started =
             |init: &TaskFacts| if self.iterator.is_ok() { init.start_ns } else { task_id(init).started_by().0 };
         let birth_of = |init| {
-            let born = known_birth(self.tables.as_ref(), init).unwrap_or_else(|| started(init));
+            let born = self.adoption.as_ref().and_then(|adoption| adoption.born(init)).unwrap_or_else(|| started(init));
             birth(init, born, init.has_executed(), self.v2)
         };
         inits.iter().map(birth_of).collect()
@@ -178,39 +182,8 @@ impl Scanner {
 
     /// Namespaces that scans found and the probes did not know.
     pub fn corrections(&self) -> u64 {
-        self.corrections
+        self.adoption.as_ref().map_or(0, Adoption::corrections)
     }
-
-    /// Makes an init process known to the probes.
-    fn adopt(&mut self, init: &TaskFacts) {
-        let Some((known, slots)) = &mut self.tables else { return };
-        let key = life::key(init);
-        let entry = Known {
-            born: init.start_ns,
-            init_start: init.start_ns,
-            execs: u64::from(init.has_executed()),
-            init_tgid: init.tgid,
-            mntns: init.mntns,
-            init_executed: u32::from(init.has_executed()),
-            flags: 0,
-        };
-        if known.adopt(key, entry) {
-            self.corrections += 1;
-            let generation = if init.mntns_id != 0 { init.mntns_id } else { init.start_ns };
-            let slot = Slot { generation, born: init.start_ns, row: Slot::NO_ROW, flags: Slot::PROVISIONAL };
-            slots.adopt(init.mntns, slot);
-        } else if let Some(held) = known.get(key).filter(|held| held.init_start > init.start_ns) {
-            // A fork in a namespace that was there before us was taken for its birth.
-            known.correct(key, Known { flags: held.flags, ..entry });
-            self.corrections += 1;
-        }
-    }
-}
-
-/// The birth that the probes saw, if it is this process's.
-fn known_birth(tables: Option<&(KnownTable, SlotTable)>, init: &TaskFacts) -> Option<u64> {
-    let known = tables?.0.get(life::key(init))?;
-    (known.init_start == init.start_ns && known.init_tgid == init.tgid).then_some(known.born)
 }
 
 /// Asks for an audit. Cheap to clone; asking twice before one begins asks once.
