@@ -84,7 +84,8 @@ struct Shelf {
 }
 
 impl Place {
-    fn is_nested(&self) -> bool {
+    /// Whether it is inside a container.
+    pub(super) fn is_nested(&self) -> bool {
         self.domain != Domain::Host
     }
 }

@@ -202,7 +202,9 @@ impl HeldPath {
     fn create(&self, request: Request, held: &mut HeldTask) {
         let deadline = request.deadline;
         let entry = self.remember(request);
-        self.watch(&entry);
+        if !self.watch(&entry) {
+            return held.dismiss();
+        }
         let statement = Statement { state: Some(State::Created), ..entry.statement.clone() };
         let phase = entry.phase();
         self.hold(&entry.key, statement, HeldStep::Create, deadline);
@@ -212,7 +214,9 @@ impl HeldPath {
 
     fn run(&self, request: Request, held: &mut HeldTask) {
         let entry = self.remember(request);
-        self.watch(&entry);
+        if !self.watch(&entry) {
+            return held.dismiss();
+        }
         let mut phase = entry.phase();
         *phase = Phase::Running;
         self.state(&entry.key, entry.statement.clone());
@@ -338,12 +342,19 @@ impl HeldPath {
         self.health.is_reporting(Source::Kernel)
     }
 
-    fn watch(&self, entry: &Arc<Entry>) {
-        let Some((creator, _)) = entry.creator else { return };
+    /// Waits for the end of what makes a container. `false` when nothing is to be said of it: what is said inside a container
+    /// has to be taken back when nothing came of it.
+    fn watch(&self, entry: &Arc<Entry>) -> bool {
+        let Some((creator, _)) = entry.creator else { return true };
         let watched = sys::pidfd_open(creator.pid).is_ok_and(|pidfd| self.watch.add(pidfd, Arc::clone(entry)));
         if !watched {
             self.stats.unwatched.fetch_add(1, Ordering::Relaxed);
         }
+        if !watched && entry.place.is_nested() {
+            self.book.remove(&entry.place);
+            return false;
+        }
+        true
     }
 
     fn hold(&self, key: &ContainerKey, statement: Statement, step: HeldStep, deadline: Instant) -> HeldOutcome {

@@ -1,7 +1,8 @@
 //! Waiting for the ends of processes: of the runtimes that make containers.
 //!
 //! One epoll instance over pidfds, which the supervisor's poll contains. Bounded: beyond [`MOST_WATCHED`] processes a
-//! further one is not watched, which is counted; what its end would have told is told by the container's `start`.
+//! further one is not watched, which is counted; what its end would have told is told by the container's `start`. Those
+//! of nested callers are at most [`MOST_NESTED`] of them.
 
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -14,6 +15,8 @@ use super::book::Entry;
 
 /// Most runtimes watched at a time.
 const MOST_WATCHED: usize = 1024;
+/// Most of them inside containers.
+const MOST_NESTED: usize = 128;
 
 /// The runtimes that are making containers.
 #[derive(Debug)]
@@ -42,7 +45,8 @@ impl Watch {
     /// Waits for the end of the process that makes `entry`. `false` when there are too many.
     pub(super) fn add(&self, pidfd: OwnedFd, entry: Arc<Entry>) -> bool {
         let mut creators = self.lock();
-        if creators.watched.len() >= MOST_WATCHED {
+        let nested = || creators.watched.values().filter(|(_, entry)| entry.place.is_nested()).count();
+        if creators.watched.len() >= MOST_WATCHED || (entry.place.is_nested() && nested() >= MOST_NESTED) {
             return false;
         }
         creators.next += 1;

@@ -15,7 +15,6 @@ mod tombstones;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
-use self::tombstones::tombstone_bytes;
 use super::config::Config;
 use super::door::HeldStep;
 use super::journal::{Event, Line};
@@ -71,8 +70,11 @@ pub(crate) struct State {
     unvouched_by_uid: HashMap<u32, usize>,
     dirty: Vec<u64>,
     removed: Vec<Row>,
+    /// When what is over may be forgotten; of those, the ones that are not the host's.
     expiries: BTreeSet<(BootTime, u64)>,
+    guest_expiries: BTreeSet<(BootTime, u64)>,
     tombstone_bytes: usize,
+    guest_bytes: usize,
     next_instance: u64,
     sequence: u64,
     pub(crate) counts: Counts,
@@ -109,7 +111,9 @@ impl State {
             dirty: Vec::new(),
             removed: Vec::new(),
             expiries: BTreeSet::new(),
+            guest_expiries: BTreeSet::new(),
             tombstone_bytes: 0,
+            guest_bytes: 0,
             next_instance: 1,
             sequence: 0,
             counts: Counts::default(),
@@ -304,10 +308,8 @@ impl State {
     }
 
     fn unindex(&mut self, instance: u64, row: &Row) {
-        if let Some(expiry) = self.expiry(row)
-            && self.expiries.remove(&(expiry, instance))
-        {
-            self.tombstone_bytes -= tombstone_bytes(row);
+        if let Some(expiry) = self.expiry(row) {
+            self.unschedule(expiry, instance, row);
         }
         if let Some(id) = row.container.cgroup.id
             && let Some(runs) = self.by_cgroup.get_mut(&id)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::container::{Cgroup, ContainerId, Exit, Image, Kind, Namespaces, Runtime, State as LifeState, Str};
+use crate::container::{Cgroup, ContainerId, Exit, Image, Kind, Labels, Namespaces, Runtime, State as LifeState, Str};
 use crate::fact::{End, Execution, Statement};
 
 const HOST: Host = Host { namespaces: Namespaces { mnt: 1, net: 2, pid: 3, cgroup: 4, user: 5 }, cgroup_id: 1 };
@@ -478,6 +478,35 @@ fn a_container_that_nobody_manages_is_its_oci_runtime_s() {
         let runtime = &run.row.as_ref().unwrap().container.runtime;
         assert_eq!((runtime.name.as_deref(), runtime.oci.as_deref()), (Some(name), Some("crun")));
     }
+}
+
+#[test]
+fn what_containers_say_does_not_push_out_the_hosts_tombstones() {
+    let config = Config { tombstone_bytes: 64 << 10, ..Config::default() };
+    let mut state = State::new(config.clone(), HOST);
+    WEB.all().into_iter().for_each(|fact| state.apply(fact));
+    let annotations: Labels = Arc::new([("a".into(), "x".repeat(3_000).into())].into());
+    for number in 0..100 {
+        let id = ContainerId::new(&format!("junk-{number}")).unwrap();
+        let key = ContainerKey { domain: Domain::Container(task(40, 1)), id, ..key("web") };
+        let statement = Statement {
+            creator: Some(task(1_000 + number, 100)),
+            annotations: Some(Arc::clone(&annotations)),
+            ..Statement::default()
+        };
+        let at = ms(1_600);
+        let stated = What::Stated { key: key.clone(), statement: Box::new(statement) };
+        state.apply(Fact { source: Source::Barrier, at, what: stated });
+        state.apply(Fact { source: Source::Barrier, at, what: What::Aborted { key, reason: "".into() } });
+        state.settle();
+        state.expire(ms(1_700));
+        state.settle();
+    }
+    let rows = || state.runs.values().filter_map(|run| run.row.as_ref());
+    let (guests, hosts): (Vec<_>, Vec<_>) = rows().partition(|row| row.container.domain != Domain::Host);
+    assert_eq!(hosts.len(), 1, "it is there for late events");
+    assert!(!guests.is_empty() && guests.len() * 5_000 < config.tombstone_bytes / 7, "{}", guests.len());
+    assert_eq!(state.counts.tombstones_evicted as usize, 100 - guests.len());
 }
 
 /// Sources interleave as they like, but each one's own facts come in the order in which it states them: they pass

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::State;
 use crate::collection::view::Row;
-use crate::container::Grade;
+use crate::container::{Domain, Grade};
 use crate::fact::{Source, SourceSet};
 use crate::time::BootTime;
 
@@ -16,10 +16,24 @@ const ANNOUNCED_FOR: Duration = Duration::from_secs(600);
 impl State {
     /// Notes when a row may be forgotten, if it is over.
     pub(super) fn schedule(&mut self, instance: u64, row: &Row) {
-        if let Some(expiry) = self.expiry(row)
-            && self.expiries.insert((expiry, instance))
-        {
-            self.tombstone_bytes += tombstone_bytes(row);
+        let Some(expiry) = self.expiry(row).filter(|expiry| self.expiries.insert((*expiry, instance))) else { return };
+        let bytes = tombstone_bytes(row);
+        self.tombstone_bytes += bytes;
+        if is_guest(row) {
+            self.guest_expiries.insert((expiry, instance));
+            self.guest_bytes += bytes;
+        }
+    }
+
+    /// Takes back what [`State::schedule`] noted of the same row.
+    pub(super) fn unschedule(&mut self, expiry: BootTime, instance: u64, row: &Row) {
+        if !self.expiries.remove(&(expiry, instance)) {
+            return;
+        }
+        let bytes = tombstone_bytes(row);
+        self.tombstone_bytes -= bytes;
+        if self.guest_expiries.remove(&(expiry, instance)) {
+            self.guest_bytes -= bytes;
         }
     }
 
@@ -43,17 +57,21 @@ impl State {
         self.expiries.first().map(|(at, _)| *at)
     }
 
-    /// Forgets what has been over for long enough, and the oldest of that where it is too much.
+    /// Forgets what has been over for long enough, and the oldest of that where it is too much. What is said inside
+    /// containers, and by users, has an eighth of the room: it does not push out what is the host's.
     pub(crate) fn expire(&mut self, now: BootTime) {
+        let room = self.config.tombstone_bytes;
         loop {
-            let Some((at, instance)) = self.expiries.first().copied() else { return };
-            let crowded = self.tombstone_bytes > self.config.tombstone_bytes;
+            let crowded_by_guests = self.guest_bytes > room / 8;
+            let oldest = if crowded_by_guests { self.guest_expiries.first() } else { self.expiries.first() };
+            let Some((at, instance)) = oldest.copied() else { return };
+            let crowded = crowded_by_guests || self.tombstone_bytes > room;
             if at > now && !crowded {
                 return;
             }
-            self.expiries.remove(&(at, instance));
-            let Some(row) = self.runs.get(&instance).and_then(|run| run.row.clone()) else { continue };
-            self.tombstone_bytes -= tombstone_bytes(&row);
+            let row = self.runs.get(&instance).and_then(|run| run.row.clone());
+            let row = row.expect("what is scheduled is published, and taken back with its row");
+            self.unschedule(at, instance, &row);
             if self.is_vouched_elsewhere(instance) && !crowded {
                 continue;
             }
@@ -103,7 +121,12 @@ impl State {
     }
 }
 
-pub(super) fn tombstone_bytes(row: &Row) -> usize {
+/// Whether it is not the host's word that it is described by.
+fn is_guest(row: &Row) -> bool {
+    row.container.domain != Domain::Host
+}
+
+fn tombstone_bytes(row: &Row) -> usize {
     let maps = [&row.container.labels, &row.container.annotations];
     let of_maps = maps.iter().flat_map(|map| map.iter()).map(|(key, value)| key.len() + value.len() + 64);
     TOMBSTONE_BASE_BYTES + of_maps.sum::<usize>()
