@@ -115,6 +115,8 @@ fn inside(house: &House) -> PathBuf {
 fn write_bundle(house: &House, directory: &Path, name: &str, who: &str, seconds: u32) -> Result<Bundle> {
     Bundle::create_with(directory, name, house.root(), &["sleep", &seconds.to_string()], |config| {
         config["annotations"] = json!({ "who": who });
+        // A runtime kills whoever is in its container's cgroup: those of one id are to have their own.
+        config["linux"]["cgroupsPath"] = json!(format!("/nested-{who}-{seconds}"));
     })
 }
 
