@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -87,9 +88,19 @@ impl Barrier {
         let audit = move || {
             count.fetch_add(1, Ordering::Relaxed);
         };
-        let (handle, supervisor) =
-            barrier::Barrier::start(config, facts, health.clone(), Arc::clone(&stats), audit, Box::new(|_| None))
-                .context("start a barrier")?;
+        let (tell, told) = sync_channel(1);
+        let (board, counters) = (health.clone(), Arc::clone(&stats));
+        let supervise = thread::spawn(move || {
+            match barrier::Barrier::start(config, facts, board, counters, audit, Box::new(|_| None)) {
+                Ok((handle, supervisor)) => {
+                    if tell.send(Ok(handle)).is_ok() {
+                        supervisor.run();
+                    }
+                }
+                Err(error) => drop(tell.send(Err(error))),
+            }
+        });
+        let handle = told.recv()?.context("start a barrier")?;
         let heard = Arc::new(Ear::default());
         heard.deaf.store(answer == Answer::Never, Ordering::Relaxed);
         let ear = Arc::clone(&heard);
@@ -99,7 +110,6 @@ impl Barrier {
                 ear.hear(heard);
             }
         });
-        let supervise = thread::spawn(move || supervisor.run());
         let barrier = Barrier { handle, stats, health, audits, heard, threads: vec![supervise, listen] };
         barrier.wait_for_marks(runtimes.len());
         Ok(barrier)

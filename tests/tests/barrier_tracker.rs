@@ -242,6 +242,23 @@ fn a_killed_tracker_lets_go_what_it_held_and_its_keeper_ends() -> Result<()> {
 }
 
 #[test]
+fn a_stopped_keeper_holds_nobody_when_the_tracker_is_killed() -> Result<()> {
+    require!(Oci::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Oci::Runc)?;
+    let holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
+    // Neither sees what becomes of the other.
+    holder.signal(Signal::SIGSTOP);
+    kill(pid(holder.keeper), Signal::SIGSTOP)?;
+    std::thread::scope(|scope| -> Result<()> {
+        let execution = scope.spawn(|| house.execute());
+        assert!(within(BUDGET * 3, || execution.is_finished().then_some(())).is_none(), "nobody can let it go");
+        holder.signal(Signal::SIGKILL);
+        execution.join().expect("no panic")?;
+        Ok(())
+    })
+}
+
+#[test]
 fn a_tracker_without_descriptors_denies_nobody() -> Result<()> {
     require!(Oci::Runc.requirement(), kernel::permission_events());
     let house = House::new(Oci::Runc)?;

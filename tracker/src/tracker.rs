@@ -14,6 +14,7 @@ use std::io;
 use std::ops::Deref;
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -177,19 +178,28 @@ impl Tracker {
             Some(barrier::Outer { init: outer.task?, is_vouched_for: outer.kind.is_vouched_for() })
         });
         let audit = move || audits.ask();
-        let started = Barrier::start(config.barrier.clone(), facts, health, stats.barrier, audit, outers);
-        match started {
-            Ok((barrier, supervisor)) => {
+        let config = config.barrier.clone();
+        let (tell, told) = sync_channel(1);
+        // By the supervisor's own thread: the keeper dies with the thread that started it.
+        self.start_thread("tracker-barrier", move || {
+            match Barrier::start(config, facts, health, stats.barrier, audit, outers) {
+                Ok((barrier, supervisor)) => {
+                    if tell.send(Ok(barrier)).is_ok() {
+                        supervisor.run();
+                    }
+                }
+                Err(error) => drop(tell.send(Err(error))),
+            }
+        })?;
+        match told.recv().expect("the thread tells before it ends") {
+            Ok(barrier) => {
                 self.state_live(Source::Barrier, barrier.keeper_pid().is_some());
                 self.barrier = Some(barrier);
-                self.start_thread("tracker-barrier", move || supervisor.run())
             }
             // What it is, and what to do about it, is on the health board; the rest works without.
-            Err(error) => {
-                tracing::warn!(%error, "starts are not held");
-                Ok(())
-            }
+            Err(error) => tracing::warn!(%error, "starts are not held"),
         }
+        Ok(())
     }
 
     /// Attaches the probes, then scans: what is born in between is seen twice rather than not at all.

@@ -8,7 +8,8 @@
 //! - It only ever *allows*.
 //! - No task is held longer than the budget, and at most 64 are held ([`custody`](super::custody)).
 //! - When the tracker ends or closes the socket, the keeper ends: closing the group lets everything go on. The socket alone
-//!   would not tell: what the tracker's process forked shares it until it executes something, and that may be held.
+//!   would not tell: what the tracker's process forked shares it until it executes something, and that may be held. So
+//!   it waits for the process as well, and for the case that it is itself stopped then, the kernel is told to kill it.
 //! - A read never fails for want of an fd, which the kernel would turn into a *denied* exec: before each read there
 //!   is room for one, from a spare if need be, and a keeper that can make no room ends instead of reading.
 //!
@@ -25,6 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
 use nix::sys::mman::{MlockAllFlags, mlockall};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
 use nix::time::{ClockId, clock_gettime};
 
 use super::custody::Custody;
@@ -77,8 +79,10 @@ fn become_keeper(budget: Duration, tracker: u32) -> Result<(), End> {
     }
     // The clone has the lowest free number, and what lies above is nobody's.
     sys::close_fds_from(socket.as_raw_fd().unsigned_abs() + 1);
+    // A keeper that is stopped when the tracker dies could not end by itself, and all starts would wait for it.
+    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
     let tracker_end = sys::pidfd_open(tracker).map_err(|_| End)?;
-    // Whose number that was before has ended, and this process has another parent.
+    // The tracker had ended before: its number may be another's, and this process has another parent.
     if nix::unistd::getppid().as_raw().unsigned_abs() != tracker {
         return Err(End);
     }

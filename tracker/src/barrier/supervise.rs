@@ -101,7 +101,8 @@ struct Keeper {
 }
 
 impl Barrier {
-    /// Starts a keeper and prepares everything else; then [`Supervisor::run`] has to be given a thread.
+    /// Starts a keeper and prepares everything else; then [`Supervisor::run`] has to be called, by the same thread: the
+    /// keeper is killed when the thread ends that started it.
     ///
     /// An error is for good. Where a keeper could not be started just now, that is reported to `health` and the
     /// supervisor goes on trying.
