@@ -40,11 +40,29 @@ pub(crate) struct Hook {
     pub selector: Selector,
     budget: Duration,
     jobs: SyncSender<Job>,
+    /// The number of the last job.
+    last: u64,
+    progress: Arc<Progress>,
     stats: Arc<HookStats>,
+}
+
+/// How far a hook is, by the numbers of its jobs. Numbers rather than a flag: that a job is late may be noticed only after
+/// it has ended.
+#[derive(Debug, Default)]
+struct Progress {
+    late: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Progress {
+    fn is_late(&self) -> bool {
+        self.late.load(Ordering::Acquire) > self.done.load(Ordering::Acquire)
+    }
 }
 
 #[derive(Debug)]
 struct Job {
+    number: u64,
     container: Arc<Container>,
     turn: Option<Turn>,
 }
@@ -53,6 +71,7 @@ struct Job {
 pub(crate) struct HookThread {
     name: Str,
     jobs: Receiver<Job>,
+    progress: Arc<Progress>,
     stats: Arc<HookStats>,
     callback: Callback,
 }
@@ -68,21 +87,35 @@ impl Hook {
     ) -> (Hook, HookThread, Arc<HookStats>) {
         let (jobs, receiver) = sync_channel(QUEUE_LEN);
         let stats = Arc::new(HookStats::default());
-        let hook = Hook { step, selector, budget, jobs, stats: Arc::clone(&stats) };
-        let thread = HookThread { name: name.into(), jobs: receiver, stats: Arc::clone(&stats), callback };
+        let progress = Arc::<Progress>::default();
+        let thread = HookThread {
+            name: name.into(),
+            jobs: receiver,
+            progress: Arc::clone(&progress),
+            stats: Arc::clone(&stats),
+            callback,
+        };
+        let hook = Hook { step, selector, budget, jobs, last: 0, progress, stats: Arc::clone(&stats) };
         (hook, thread, stats)
     }
 
     /// Calls the hook for a container, and makes the hold wait for it; without a hold it is only told.
     /// Returns whether the hook is still there.
-    pub(super) fn call(&self, container: &Arc<Container>, hold: Option<(&Arc<Latch>, Instant)>) -> bool {
+    pub(super) fn call(&mut self, container: &Arc<Container>, hold: Option<(&Arc<Latch>, Instant)>) -> bool {
+        if self.progress.is_late() {
+            self.stats.skipped.fetch_add(1, Ordering::Relaxed);
+            return true;
+        }
+        self.last += 1;
+        let number = self.last;
         let turn = hold.map(|(latch, deadline)| {
-            let stats = Arc::clone(&self.stats);
+            let (stats, progress) = (Arc::clone(&self.stats), Arc::clone(&self.progress));
             latch.turn(deadline.min(Instant::now() + self.budget), move || {
+                progress.late.fetch_max(number, Ordering::AcqRel);
                 stats.late.fetch_add(1, Ordering::Relaxed);
             })
         });
-        match self.jobs.try_send(Job { container: Arc::clone(container), turn }) {
+        match self.jobs.try_send(Job { number, container: Arc::clone(container), turn }) {
             Ok(()) => true,
             Err(std::sync::mpsc::TrySendError::Full(_)) => {
                 self.stats.skipped.fetch_add(1, Ordering::Relaxed);
@@ -100,6 +133,7 @@ impl HookThread {
             // Whoever waited for this one has gone on; its container is skipped rather than told too late.
             if job.turn.as_ref().is_some_and(Turn::is_over) {
                 self.stats.skipped.fetch_add(1, Ordering::Relaxed);
+                self.progress.done.store(job.number, Ordering::Release);
                 continue;
             }
             match catch_unwind(AssertUnwindSafe(|| (self.callback)(&job.container))) {
@@ -109,6 +143,7 @@ impl HookThread {
                     self.stats.panicked.fetch_add(1, Ordering::Relaxed)
                 }
             };
+            self.progress.done.store(job.number, Ordering::Release);
             drop(job.turn);
         }
     }

@@ -233,7 +233,7 @@ impl Writer {
     }
 
     fn call_hooks(&mut self, container: &Arc<Container>, step: HeldStep, hold: Option<&Hold>) {
-        self.hooks.retain(|hook| {
+        self.hooks.retain_mut(|hook| {
             let wanted = hook.step == step && hook.selector.matches(container);
             !wanted || hook.call(container, hold.map(|hold| (&hold.latch, hold.deadline)))
         });
