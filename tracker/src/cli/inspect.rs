@@ -18,7 +18,7 @@ use super::output::{self, Format, ListOptions};
 /// Show all that is known about one container.
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
-    /// Its id, or the beginning of it.
+    /// Its id, the beginning of its id, or its name.
     id: String,
     /// Show its OCI bundle's config.json, as it is on the disk now.
     #[arg(long, conflicts_with_all = ["columns", "no_headers"])]

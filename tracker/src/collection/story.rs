@@ -15,6 +15,8 @@ use crate::time::BootTime;
 pub enum Who {
     /// An id or the beginning of one, or a name.
     Id(Str),
+    /// This very run ([`Container::instance`]).
+    Instance(u64),
     /// The holder of an init pid.
     Pid(u32),
     /// The holder of a mount namespace.
@@ -64,6 +66,7 @@ pub(super) fn tell(state: &State, instance: u64) -> Option<Story> {
 pub(super) fn find(reader: &mut Reader, who: &Who) -> Option<u64> {
     let instance = |lookup: Lookup<'_>| lookup.container().map(|container| container.instance);
     match who {
+        Who::Instance(instance) => Some(*instance),
         Who::Pid(pid) => instance(reader.by_pid(*pid)),
         Who::Mntns(ns) => instance(reader.by_mntns(*ns)),
         Who::Id(id) => {

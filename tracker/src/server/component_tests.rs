@@ -127,6 +127,32 @@ async fn containers_are_listed_newest_first_and_shown_one_by_one() {
 }
 
 #[tokio::test]
+async fn a_name_means_the_one_container_alive_that_has_it() {
+    let served = Served::start(Limits::default());
+    let named_web = |id, number| {
+        let mut facts = container(id, number, 1_000);
+        for fact in &mut facts {
+            if let What::Stated { statement, .. } = &mut fact.what {
+                statement.name = Some("web".into());
+            }
+        }
+        facts
+    };
+    served.state(named_web("aaa1", 1)).await;
+    served.state(named_web("aaa2", 2)).await;
+    let (status, refusal) = served.refused("/v1/containers/web", &[]).await;
+    assert_eq!((status, refusal.candidates.len()), (409, 2));
+    assert_eq!(served.refused("/v1/explain/web", &[]).await.0, 409);
+
+    served.state(vec![ended(2, 2_000)]).await;
+    let one: Container = served.get("/v1/containers/web", &[]).await;
+    let story: Story = served.get("/v1/explain/web", &[]).await;
+    assert_eq!((&*one.id, &*story.container.id), ("aaa1", "aaa1"));
+    served.state(vec![ended(1, 3_000)]).await;
+    assert_eq!(served.refused("/v1/containers/web", &[]).await.0, 409, "both are over");
+}
+
+#[tokio::test]
 async fn what_cannot_be_answered_says_why_and_what_to_do() {
     let served = Served::start(Limits::default());
     served.state(container("aaa1", 1, 1_000)).await;

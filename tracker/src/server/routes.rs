@@ -102,25 +102,45 @@ pub(super) fn selector(query: &ListQuery) -> Result<Selector, Refused> {
 async fn container(State(face): Shared, id: Result<Path<String>, PathRejection>) -> Result<Response, Refused> {
     let Path(id) = id.map_err(|error| Refused::bad(error.body_text()))?;
     let mut reader = face.reader();
-    let container = by_id(&mut reader, &id)?;
+    let container = find(&mut reader, &id)?;
     Ok(json(StatusCode::OK, &face.wire(container)))
 }
 
-fn by_id<'r>(reader: &'r mut Reader, id: &str) -> Result<&'r Container, Refused> {
+/// The container with this id, with the only id that begins so, or with this name.
+fn find<'r>(reader: &'r mut Reader, id: &str) -> Result<&'r Container, Refused> {
+    if matches!(reader.by_id(id), ById::Unknown) {
+        return by_name(reader, id);
+    }
     match reader.by_id(id) {
         ById::Found(container) => Ok(container),
         ById::Unknown => Err(no_such_container(id)),
-        ById::Ambiguous(candidates) => {
-            let mut refused =
-                Refused::conflict(format!("`{}` could be {} containers", id.escape_debug(), candidates.len()))
-                    .remedy("give more of the id");
-            refused.refusal.candidates = candidates.into_iter().take(MAX_CANDIDATES).map(|c| c.id.clone()).collect();
-            Err(refused)
-        }
+        ById::Ambiguous(candidates) => Err(ambiguous(id, &candidates).remedy("give more of the id")),
     }
 }
 
-/// Candidates that are listed when an id is ambiguous.
+/// The container with this name; one that is over only where none is left that is not.
+fn by_name<'r>(reader: &'r mut Reader, name: &str) -> Result<&'r Container, Refused> {
+    let mut named = reader.by_name(name);
+    if named.iter().any(|container| !container.state.is_over()) {
+        named.retain(|container| !container.state.is_over());
+    }
+    // Of one container's runs, the latest.
+    let latest = named.last().copied().ok_or_else(|| no_such_container(name))?;
+    let same = |one: &Container| {
+        (&one.id, one.domain, &one.runtime.namespace) == (&latest.id, latest.domain, &latest.runtime.namespace)
+    };
+    named.retain(|container| !same(container));
+    named.push(latest);
+    if named.len() == 1 { Ok(latest) } else { Err(ambiguous(name, &named).remedy("give the id of one of them")) }
+}
+
+fn ambiguous(id: &str, candidates: &[&Container]) -> Refused {
+    let mut refused = Refused::conflict(format!("`{}` could be {} containers", id.escape_debug(), candidates.len()));
+    refused.refusal.candidates = candidates.iter().take(MAX_CANDIDATES).map(|container| container.id.clone()).collect();
+    refused
+}
+
+/// Candidates that are listed when an id or a name is ambiguous.
 const MAX_CANDIDATES: usize = 20;
 
 fn no_such_container(id: &str) -> Refused {
@@ -190,13 +210,8 @@ fn common_pod<'c>(containers: &[&'c Container]) -> Option<&'c Pod> {
 
 async fn explain(State(face): Shared, id: Result<Path<String>, PathRejection>) -> Result<Response, Refused> {
     let Path(id) = id.map_err(|error| Refused::bad(error.body_text()))?;
-    // An ambiguous prefix is told with its candidates; a name is no prefix of an id, and the story's own affair.
-    if let Err(refused) = by_id(&mut face.reader(), &id)
-        && refused.status == StatusCode::CONFLICT
-    {
-        return Err(refused);
-    }
-    let story = face.tracker.explain(Who::Id(id.as_str().into())).await?;
+    let found = find(&mut face.reader(), &id)?.instance;
+    let story = face.tracker.explain(Who::Instance(found)).await?;
     story.map(|story| tell(&face, &story)).ok_or_else(|| no_such_container(&id))
 }
 
