@@ -162,10 +162,14 @@ impl State {
         }
     }
 
+    /// Whether there is room for one more that nobody vouches for: they share an eighth, a user has a quarter of that, and
+    /// all users together leave a quarter to root. What a user makes is never the reason why root's is not seen.
     fn admits_unvouched(&self, uid: u32) -> bool {
         let share = self.config.max_containers / 8;
-        let of_all: usize = self.unvouched_by_uid.values().sum();
-        let of_uid = self.unvouched_by_uid.get(&uid).copied().unwrap_or(0);
-        of_all < share && (uid == 0 || of_uid < share / 4)
+        let of = |wanted: &dyn Fn(u32) -> bool| -> usize {
+            self.unvouched_by_uid.iter().filter(|(uid, _)| wanted(**uid)).map(|(_, count)| count).sum()
+        };
+        let has_room = of(&|_| true) < share;
+        has_room && (uid == 0 || of(&|other| other == uid) < share / 4 && of(&|other| other != 0) < share / 4 * 3)
     }
 }

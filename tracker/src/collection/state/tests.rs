@@ -365,6 +365,21 @@ fn nobody_vouching_has_a_bounded_share_and_a_claim_always_finds_room() {
 }
 
 #[test]
+fn users_leave_room_for_what_root_makes() {
+    let config = Config { max_containers: 128, ..Config::default() };
+    let mut state = State::new(config, HOST);
+    let mut born = |n: u32, uid| {
+        let life = Life { id: "x", pid: 1000 + n, mnt: 500 + n, generation: u64::from(n) + 100, ..WEB };
+        state.apply(life.kernel(25, What::Born(Birth { parent: None, uid, ..life.birth() })));
+        state.runs.len()
+    };
+    let admitted: Vec<usize> = (0..50).map(|n| born(n, 1000 + n % 10)).collect();
+    assert_eq!(admitted.last(), Some(&12), "three quarters of sixteen");
+    let admitted: Vec<usize> = (50..60).map(|n| born(n, 0)).collect();
+    assert_eq!(admitted.last(), Some(&16));
+}
+
+#[test]
 fn one_source_alone_is_seen_without_the_words_of_others() {
     let state = with(WEB.all().into_iter().take(6));
     let run = *state.by_task.get(&WEB.task()).unwrap();
