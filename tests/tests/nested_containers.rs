@@ -7,6 +7,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
@@ -336,6 +337,18 @@ fn outer_bundle(house: &House) -> Result<Bundle> {
     })
 }
 
+/// Deletes a container by a runtime inside another one when dropped.
+struct Deleted<'a, Run: Fn(&[&str]) -> Result<Duration>> {
+    run: &'a Run,
+    id: &'a str,
+}
+
+impl<Run: Fn(&[&str]) -> Result<Duration>> Drop for Deleted<'_, Run> {
+    fn drop(&mut self) {
+        let _ = (self.run)(&["delete", "--force", self.id]);
+    }
+}
+
 /// Its bundle is named by a relative path, and is a link to where the host has another one.
 #[test]
 fn a_runtime_in_a_real_container_finds_its_own_files_under_the_hosts_names() -> Result<()> {
@@ -370,10 +383,9 @@ fn a_runtime_in_a_real_container_finds_its_own_files_under_the_hosts_names() -> 
     for bundle in ["absolute", "upward"] {
         let id = format!("nested-{bundle}");
         run(&["create", "--bundle", bundle, &id])?;
-        let started = run(&["start", &id]).map(|_| sleeper(714_011));
-        let found = started.and_then(|pid| Ok((pid, held(&daemon, &id, "inside"))));
-        run(&["delete", "--force", &id])?;
-        let (pid, found) = found?;
+        let _deleted = Deleted { run: &run, id: &id };
+        run(&["start", &id])?;
+        let (pid, found) = (sleeper(714_011), held(&daemon, &id, "inside"));
         let init = json!({"container": {"pid": outer.pid(), "start_ticks": kernel::start_ticks(outer.pid())?}});
         assert_eq!((&found["pid"], &found["domain"]), (&json!(pid), &init), "{found:#}");
         assert_eq!(found["bundle"], format!("/own/{bundle}"));
