@@ -406,6 +406,15 @@ impl Container {
         differ(self) == differ(other)
     }
 
+    /// Whether it was there at a moment: born, and its init not ended. One whose birth is not known counts as born.
+    pub fn was_there(&self, at: BootTime) -> bool {
+        self.created_at.is_none_or(|born| born <= at)
+            && match self.exited_at {
+                Some(ended) => at < ended,
+                None => !self.state.is_over(),
+            }
+    }
+
     /// Init pid in the host's pid namespace; stays after the exit.
     pub fn pid(&self) -> Option<u32> {
         self.task.map(|task| task.pid)

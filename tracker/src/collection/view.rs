@@ -363,23 +363,27 @@ impl Reader {
 
     /// The container with this id, or the only one whose id begins so; the latest run where it was restarted.
     pub fn by_id(&mut self, prefix: &str) -> ById<'_> {
-        let ids = &self.view().ids;
+        self.by_id_where(prefix, |_| true)
+    }
+
+    /// [`Reader::by_id`] among those that were there at an event's time: born, and their init not ended.
+    pub fn by_id_at(&mut self, prefix: &str, at: BootTime) -> ById<'_> {
+        self.by_id_where(prefix, |container| container.was_there(at))
+    }
+
+    fn by_id_where(&mut self, prefix: &str, wanted: impl Fn(&Container) -> bool) -> ById<'_> {
         let from: Str = prefix.into();
+        let runs = self.view().ids.range((from, 0)..).take_while(|((id, _), _)| id.starts_with(prefix));
         let mut found: Vec<&Container> = Vec::new();
-        for ((id, _), container) in ids.range((from, 0)..) {
-            if !id.starts_with(prefix) {
-                break;
-            }
-            match found.last_mut() {
-                // Runs of one container stand side by side, the latest last.
-                Some(last)
-                    if last.id == container.id
-                        && last.domain == container.domain
-                        && last.runtime.namespace == container.runtime.namespace =>
-                {
-                    *last = container
-                }
-                _ => found.push(container),
+        for container in runs.map(|(_, container)| &**container).filter(|container| wanted(container)) {
+            let is_same = |other: &&&mut &Container| {
+                other.domain == container.domain && other.runtime.namespace == container.runtime.namespace
+            };
+            // Runs of one id stand side by side, the latest last; one id may mean several containers.
+            let mut of_id = found.iter_mut().rev().take_while(|other| other.id == container.id);
+            match of_id.find(|other| is_same(&other)) {
+                Some(earlier) => *earlier = container,
+                None => found.push(container),
             }
         }
         // An id that is also the beginning of others means itself.
@@ -399,17 +403,17 @@ impl Reader {
         same.map(|(_, container)| &**container).collect()
     }
 
-    /// The containers of a pod, its sandbox included, that were there at an event's time: born, and their init not ended.
+    /// [`Reader::by_name`] among those that were there at an event's time.
+    pub fn by_name_at(&mut self, name: &str, at: BootTime) -> Vec<&Container> {
+        let mut containers = self.by_name(name);
+        containers.retain(|container| container.was_there(at));
+        containers
+    }
+
+    /// The containers of a pod, its sandbox included, that were there at an event's time.
     pub fn by_pod_at(&mut self, namespace: &str, name: &str, at: BootTime) -> Vec<&Container> {
-        let was_there = |container: &&Container| {
-            container.created_at.is_none_or(|born| born <= at)
-                && match container.exited_at {
-                    Some(ended) => at < ended,
-                    None => !container.state.is_over(),
-                }
-        };
         let mut containers = self.by_pod(namespace, name);
-        containers.retain(was_there);
+        containers.retain(|container| container.was_there(at));
         containers
     }
 
@@ -423,6 +427,15 @@ impl Reader {
     /// All containers that `selector` picks, in the order in which they were first seen.
     pub fn select<'a>(&'a mut self, selector: &'a Selector) -> impl Iterator<Item = &'a Arc<Container>> {
         self.view().all().filter(|container| selector.matches(container))
+    }
+
+    /// All containers that were there at an event's time and that `selector` picks, by what is known of them now.
+    pub fn select_at<'a>(
+        &'a mut self,
+        selector: &'a Selector,
+        at: BootTime,
+    ) -> impl Iterator<Item = &'a Arc<Container>> {
+        self.select(selector).filter(move |container| container.was_there(at))
     }
 
     /// All containers, tombstones included, in the order in which they were first seen.

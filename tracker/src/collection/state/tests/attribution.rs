@@ -149,3 +149,26 @@ fn a_number_that_says_nothing_is_not_the_host_s() {
     assert!(matches!(reader.by_cgroup(0), Group::Unknown), "cgroup v2 is not mounted");
     assert!(matches!(reader.by_cgroup_at(0, ms(1)), Group::Unknown));
 }
+
+#[test]
+fn an_id_a_name_and_a_selector_mean_who_was_there_at_the_moment() {
+    use super::super::super::view::ById;
+    let again = Life { pid: 200, creator: 190, mnt: 51, generation: 8, cgroup: 71, from_ms: 3_000, ..WEB };
+    let state = with(WEB.all().into_iter().chain(again.all()));
+    let mut reader = reader(&state);
+    let selector = "name=name-of-*".parse().unwrap();
+    for (at, generation) in [(500, None), (1_300, Some(7)), (2_000, None), (3_300, Some(8)), (4_000, None)] {
+        let at = ms(at);
+        let by_id = match reader.by_id_at("we", at) {
+            ById::Found(container) => container.generation,
+            ById::Unknown => None,
+            ById::Ambiguous(several) => panic!("{several:?}"),
+        };
+        assert_eq!(by_id, generation, "{at:?}");
+        let generations: Vec<_> = reader.by_name_at("name-of-web", at).iter().map(|c| c.generation).collect();
+        assert_eq!(generations, generation.map(Some).into_iter().collect::<Vec<_>>(), "{at:?}");
+        let generations: Vec<_> = reader.select_at(&selector, at).map(|c| c.generation).collect();
+        assert_eq!(generations, generation.map(Some).into_iter().collect::<Vec<_>>(), "{at:?}");
+    }
+    assert!(matches!(reader.by_id("web"), ById::Found(latest) if latest.generation == Some(8)));
+}
