@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::sync_channel;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -128,30 +128,30 @@ impl Barrier {
     /// Answers held steps at once from now on, and those that are held now.
     pub fn release_all(&self) {
         self.heard.deaf.store(false, Ordering::Relaxed);
-        let held = std::mem::take(&mut self.heard.state.lock().unwrap().held);
+        let held = std::mem::take(&mut self.heard.hearing().held);
         held.into_iter().for_each(HeldFacts::release);
     }
 
     /// How many steps have been held.
     pub fn holds(&self) -> usize {
-        self.heard.state.lock().unwrap().holds
+        self.heard.hearing().holds
     }
 
     /// Everything that was stated so far.
     pub fn facts(&self) -> Vec<Fact> {
-        self.heard.state.lock().unwrap().facts.clone()
+        self.heard.hearing().facts.clone()
     }
 
     /// Waits until there are more facts than `known`, or until `time` is over.
     pub fn wait_for_more(&self, known: usize, time: Duration) {
-        let state = self.heard.state.lock().unwrap();
+        let state = self.heard.hearing();
         drop(self.heard.changed.wait_timeout_while(state, time, |state| state.facts.len() <= known).unwrap());
     }
 
     /// Waits for a fact that `pick` picks.
     pub fn fact<T>(&self, what: &str, mut pick: impl FnMut(&What) -> Option<T>) -> T {
         let deadline = Instant::now() + PATIENCE;
-        let mut state = self.heard.state.lock().unwrap();
+        let mut state = self.heard.hearing();
         loop {
             if let Some(found) = state.facts.iter().find_map(|fact| pick(&fact.what)) {
                 return found;
@@ -187,8 +187,13 @@ impl Barrier {
 }
 
 impl Ear {
+    /// What was heard. A test that failed while it looked has changed nothing, and is cleared up after all the same.
+    fn hearing(&self) -> MutexGuard<'_, Hearing> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn hear(&self, heard: Heard) {
-        let mut state = self.state.lock().unwrap();
+        let mut state = self.hearing();
         match heard {
             Heard::Facts(facts) => state.facts.extend(facts),
             Heard::Held(held) => {
