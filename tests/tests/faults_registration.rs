@@ -51,12 +51,14 @@ fn what_is_wrong_is_refused_and_leaves_nothing() -> Result<()> {
     let file = house.path("file");
     fs::write(&file, "")?;
     assert_eq!(register(&daemon, &json!({ "id": "right", "pid": stranger.pid() }))?, 201);
+    eventually("it is known", || daemon.find("right"));
     let many: Value =
         (0..65).map(|number| (format!("key-{number}"), json!(""))).collect::<serde_json::Map<_, _>>().into();
     for (about, status) in [
         (json!({ "id": "of-the-host", "pid": own }), 400),
         (json!({ "id": "gone", "pid": (1 << 22) + 1 }), 400),
         (json!({ "id": "none", "pid": 0 }), 400),
+        (json!({ "id": "twice", "pid": stranger.pid() }), 400),
         (json!({ "id": "the-hosts-net", "netns": format!("/proc/{own}/ns/net") }), 400),
         (json!({ "id": "a-file", "netns": file }), 400),
         (json!({ "id": "absent", "netns": house.path("absent") }), 400),
