@@ -35,8 +35,20 @@ pub(super) fn router() -> Router<Arc<Face>> {
 /// All registrations that were made through this socket.
 #[derive(Debug, Default)]
 pub(super) struct Registrations {
-    // Protects the list; never held while anything is waited for.
-    entries: Mutex<BTreeMap<String, Entry>>,
+    // Protects the book; never held while anything is waited for.
+    book: Mutex<Book>,
+}
+
+#[derive(Debug, Default)]
+struct Book {
+    entries: BTreeMap<String, Entry>,
+    /// Places kept for those that are being looked at.
+    kept: usize,
+}
+
+/// A place for a registration that is being looked at: given back when dropped, also by a peer that hangs up.
+struct Place<'a> {
+    registrations: &'a Registrations,
 }
 
 #[derive(Debug)]
@@ -47,13 +59,31 @@ struct Entry {
 }
 
 impl Registrations {
-    fn with<T>(&self, change: impl FnOnce(&mut BTreeMap<String, Entry>) -> T) -> T {
-        change(&mut self.entries.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, change: impl FnOnce(&mut Book) -> T) -> T {
+        change(&mut self.book.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A place for `id`, unless there are `most` already and this is another one.
+    fn keep_place(&self, id: &str, most: usize) -> Result<Place<'_>, Refused> {
+        self.with(|book| {
+            let is_full = book.entries.len() + book.kept >= most && !book.entries.contains_key(id);
+            if is_full {
+                return Err(Refused::busy(format!("there are {most} registrations already")));
+            }
+            book.kept += 1;
+            Ok(Place { registrations: self })
+        })
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.registrations.with(|book| book.kept -= 1);
     }
 }
 
 async fn list(State(face): Shared) -> Response {
-    let lines: Vec<_> = face.registrations.with(|entries| entries.values().map(|entry| entry.line.clone()).collect());
+    let lines: Vec<_> = face.registrations.with(|book| book.entries.values().map(|entry| entry.line.clone()).collect());
     json(StatusCode::OK, &lines)
 }
 
@@ -67,28 +97,16 @@ async fn register(State(face): Shared, Extension(peer): Extension<Peer>, body: B
         Refused::bad(format!("look at the owner, pid {owner}: {error}")).remedy("name a process that lives as `owner`")
     })?;
 
-    // First the place, then the registration: of two at the same time, one too many is told so.
+    // First the place, then the look, and listed is only what passed it: of two at the same time, one too many is told so.
+    let place = face.registrations.keep_place(&registration.id, face.limits.registrations)?;
+    face.tracker.register(&registration).await.map_err(refuse)?;
     let waiting = CancellationToken::new();
     let id = registration.id.clone();
     let line =
         Registered { id: id.as_str().into(), owner, since: face.clock.wall(BootTime::now()), registration: about };
     let entry = Entry { line: line.clone(), _waiting: waiting.clone().drop_guard() };
-    let most = face.limits.registrations;
-    let former = face.registrations.with(|entries| {
-        let is_full = entries.len() >= most && !entries.contains_key(&id);
-        if is_full {
-            Err(Refused::busy(format!("there are {most} registrations already")))
-        } else {
-            Ok(entries.insert(id.clone(), entry))
-        }
-    })?;
-    if let Err(error) = face.tracker.register(&registration).await {
-        face.registrations.with(|entries| match former {
-            Some(former) => entries.insert(id.clone(), former),
-            None => entries.remove(&id),
-        });
-        return Err(refuse(error));
-    }
+    face.registrations.with(|book| book.entries.insert(id.clone(), entry));
+    drop(place);
     tokio::spawn(end_with(process, waiting, id, Arc::clone(&face)));
     Ok(json(StatusCode::CREATED, &line))
 }
@@ -100,7 +118,7 @@ async fn unregister(
 ) -> Result<Response, Refused> {
     only_root(peer)?;
     let Path(id) = id.map_err(|error| Refused::bad(error.body_text()))?;
-    let Some(entry) = face.registrations.with(|entries| entries.remove(&id)) else {
+    let Some(entry) = face.registrations.with(|book| book.entries.remove(&id)) else {
         return Err(Refused::not_found(format!("there is no registration `{}`", id.escape_debug())));
     };
     face.tracker.unregister(&id).await.map_err(refuse)?;
@@ -153,7 +171,7 @@ async fn end_with(owner: Owner, waiting: CancellationToken, id: String, face: Ar
         () = face.cancel.cancelled() => return,
     }
     // Between the owner's end and the lock another may have taken the id: then this token is cancelled.
-    let ended = face.registrations.with(|entries| if waiting.is_cancelled() { None } else { entries.remove(&id) });
+    let ended = face.registrations.with(|book| if waiting.is_cancelled() { None } else { book.entries.remove(&id) });
     if ended.is_some() && face.tracker.unregister(&id).await.is_ok() {
         tracing::info!(id, "a registration ended with its owner");
     }
