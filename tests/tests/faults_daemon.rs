@@ -14,7 +14,7 @@ use serde_json::Value;
 use tracker_tests::barrier::GRACE;
 use tracker_tests::daemon::Daemon;
 use tracker_tests::house::{House, PATIENT};
-use tracker_tests::process::{pid, run};
+use tracker_tests::process::pid;
 use tracker_tests::runc::{Container, Kind};
 use tracker_tests::silent_fs::{self, SilentFs};
 use tracker_tests::wait::{PATIENCE, eventually, within};
