@@ -37,12 +37,13 @@ impl Statements {
         true
     }
 
-    /// Takes back what `source` stated up to `at`.
-    pub(crate) fn withdraw(&mut self, source: Source, at: BootTime) {
-        if let Some(stated) = self.0.iter_mut().find(|stated| stated.source == source && stated.at <= at) {
-            stated.withdrawn = true;
-            stated.at = at;
-        }
+    /// Takes back what `source` stated up to `at`; whether there was something.
+    pub(crate) fn withdraw(&mut self, source: Source, at: BootTime) -> bool {
+        let Some(stated) = self.0.iter_mut().find(|stated| stated.source == source && stated.at <= at) else {
+            return false;
+        };
+        (stated.withdrawn, stated.at) = (true, at);
+        true
     }
 
     /// Takes out those statements that `wanted` picks.

@@ -143,10 +143,12 @@ impl State {
 
     pub(super) fn withdrawn(&mut self, source: Source, at: BootTime, key: &ContainerKey) {
         let Some(claim) = self.claims.get_mut(key) else { return };
-        claim.statements.withdraw(source, at);
+        let of_container = claim.statements.withdraw(source, at);
         for run in claim.runs.clone() {
-            self.run(run).statements.withdraw(source, at);
-            self.tell(run, source, at, Event::Withdrawn);
+            // What was stated since is newer than a list that was asked for before.
+            if self.run(run).statements.withdraw(source, at) || of_container {
+                self.tell(run, source, at, Event::Withdrawn);
+            }
         }
     }
 

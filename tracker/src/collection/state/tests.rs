@@ -275,6 +275,12 @@ fn a_list_withdraws_what_is_not_in_it() {
     assert!(only(&with([WEB.described(), listed(vec![key("web")])])).image.is_some());
     let gone = only(&with([WEB.described(), listed(vec![])]));
     assert_eq!(gone.state, LifeState::Exited, "nobody vouches for it any more");
+    // A list that was asked for before the container was described tells nothing about it, in its story neither.
+    let later = Fact { at: ms(1_400), ..WEB.described() };
+    let state = with([later, listed(vec![])]);
+    assert!(only(&state).image.is_some());
+    let lines = state.runs.values().flat_map(|run| run.journal.lines());
+    assert_eq!(lines.filter(|line| line.event == Event::Withdrawn).count(), 0);
 }
 
 #[test]
