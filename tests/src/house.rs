@@ -4,9 +4,10 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
 use tracker::{Config, Tracker};
@@ -95,5 +96,20 @@ impl House {
         let container = self.runtime.create(&self.bundle(id)?, id)?;
         container.start()?;
         Ok(container)
+    }
+
+    /// An execution that is held only if its caller is looked at: `start` of a container that does not exist.
+    pub fn start_of_nothing(&self) -> Command {
+        let mut command = self.runtime.command();
+        command.args(["start", "nothing"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    }
+
+    /// Executes the runtime to no effect and returns how long it took. A denied execution cannot even be spawned.
+    pub fn execute(&self) -> Result<Duration> {
+        let begun = Instant::now();
+        let status = self.start_of_nothing().status().context("the execution was denied")?;
+        ensure!(status.code() == Some(1), "the runtime itself says that there is no such container, not: {status}");
+        Ok(begun.elapsed())
     }
 }

@@ -16,14 +16,14 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
-use tempfile::TempDir;
 use tracker::container::Grade;
 use tracker::fact::What;
 use tracker::source::health::Condition;
 use tracker_tests::barrier::{Answer, Barrier, GRACE};
-use tracker_tests::bundle::{Bundle, RootFs};
+use tracker_tests::bundle::Bundle;
+use tracker_tests::house::House;
 use tracker_tests::process::{copy_program, pid, run};
-use tracker_tests::runc::{Kind as Oci, Runtime};
+use tracker_tests::runc::Kind;
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require};
 
@@ -34,45 +34,10 @@ const RUN: Duration = Duration::from_secs(5);
 /// For tests in which nothing may be let go.
 const PATIENT: Duration = Duration::from_secs(10);
 
-/// A private runtime, a bundle, and a barrier over them. Ids differ between tests: a runtime puts containers of one id into one
-/// cgroup, whatever its `--root`.
-struct House {
-    temp: TempDir,
-    root: RootFs,
-    runtime: Runtime,
-}
+// Ids differ between tests: a runtime puts containers of one id into one cgroup, whatever its `--root`.
 
-impl House {
-    fn new(oci: Oci) -> Result<House> {
-        let temp = TempDir::new()?;
-        let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(oci, temp.path())?);
-        Ok(House { temp, root, runtime })
-    }
-
-    fn barrier(&self, budget: Duration, answer: Answer) -> Result<Barrier> {
-        Barrier::start(KEEPER, &[self.runtime.program()], budget, answer)
-    }
-
-    fn bundle(&self, name: &str) -> Result<Bundle> {
-        Bundle::create(self.temp.path(), name, &self.root, &["sleep", "100"])
-    }
-
-    /// An execution that is held only if its caller is looked at: `start` of a container that does not exist.
-    fn start_of_nothing(&self) -> Command {
-        let mut command = self.runtime.command();
-        command.args(["start", "nothing"]);
-        command
-    }
-
-    /// Executes the runtime and returns how long it took. A denied execution cannot even be spawned.
-    fn execute(&self) -> Result<Duration> {
-        let begun = Instant::now();
-        let command = &mut self.start_of_nothing();
-        let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
-        let status = status.context("the execution was denied")?;
-        assert_eq!(status.code(), Some(1), "the runtime itself says that there is no such container");
-        Ok(begun.elapsed())
-    }
+fn barrier_over(house: &House, budget: Duration, answer: Answer) -> Result<Barrier> {
+    Barrier::start(KEEPER, &[house.runtime().program()], budget, answer)
 }
 
 /// Sends a signal to a process that this test started.
@@ -84,7 +49,7 @@ fn signal(to: u32, signal: Signal) {
 fn holds_again(house: &House, barrier: &Barrier, id: &str) -> Result<()> {
     barrier.release_all();
     let bundle = house.bundle(&format!("bundle-{id}"))?;
-    let container = house.runtime.create(&bundle, id)?;
+    let container = house.runtime().create(&bundle, id)?;
     container.start()?;
     assert_eq!(barrier.grade(id), Grade::Held);
     Ok(())
@@ -92,10 +57,10 @@ fn holds_again(house: &House, barrier: &Barrier, id: &str) -> Result<()> {
 
 #[test]
 fn a_start_that_nobody_answers_goes_on_when_the_budget_is_over() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(BUDGET, Answer::Never)?;
-    let container = house.runtime.create(&house.bundle("bundle")?, "faults-1-c1")?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, BUDGET, Answer::Never)?;
+    let container = house.runtime().create(&house.bundle("bundle")?, "faults-1-c1")?;
     let took = container.start()?;
     assert!(took >= BUDGET - Duration::from_millis(20), "it was held, not {took:?}");
     assert!(took <= BUDGET + GRACE + RUN, "{took:?}");
@@ -105,9 +70,9 @@ fn a_start_that_nobody_answers_goes_on_when_the_budget_is_over() -> Result<()> {
 
 #[test]
 fn a_stopped_keeper_is_replaced_within_the_budget() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(PATIENT.min(BUDGET), Answer::AtOnce)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, PATIENT.min(BUDGET), Answer::AtOnce)?;
     let stopped = barrier.keeper();
     signal(stopped, Signal::SIGSTOP);
     let took = house.execute()?;
@@ -119,10 +84,10 @@ fn a_stopped_keeper_is_replaced_within_the_budget() -> Result<()> {
 
 #[test]
 fn a_killed_keeper_lets_go_at_once_and_is_replaced() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(PATIENT, Answer::Never)?;
-    let container = house.runtime.create(&house.bundle("bundle")?, "faults-3-c1")?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::Never)?;
+    let container = house.runtime().create(&house.bundle("bundle")?, "faults-3-c1")?;
     let killed = barrier.keeper();
     thread::scope(|scope| -> Result<()> {
         let holds = barrier.holds();
@@ -143,9 +108,9 @@ fn a_killed_keeper_lets_go_at_once_and_is_replaced() -> Result<()> {
 
 #[test]
 fn a_keeper_without_descriptors_denies_nobody() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::AtOnce)?;
     for limit in ["7:7", "0:0"] {
         let limited = Command::new("prlimit")
             .args(["--pid", &barrier.keeper().to_string(), &format!("--nofile={limit}")])
@@ -163,15 +128,15 @@ fn a_keeper_without_descriptors_denies_nobody() -> Result<()> {
 
 #[test]
 fn an_upgraded_binary_is_held_at_once() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::AtOnce)?;
     let inode = |path: &Path| fs::metadata(path).map(|file| std::os::unix::fs::MetadataExt::ino(&file));
-    let old = inode(house.runtime.program())?;
-    let new = house.temp.path().join("bin/runc.new");
-    copy_program(house.runtime.program(), &new)?;
-    fs::rename(&new, house.runtime.program())?;
-    assert_ne!(inode(house.runtime.program())?, old);
+    let old = inode(house.runtime().program())?;
+    let new = house.directory().join("bin/runc.new");
+    copy_program(house.runtime().program(), &new)?;
+    fs::rename(&new, house.runtime().program())?;
+    assert_ne!(inode(house.runtime().program())?, old);
     // Far sooner than the next scan of all candidates.
     let before = barrier.stats.events.load(Ordering::Relaxed);
     eventually("the new binary is marked", || {
@@ -183,11 +148,11 @@ fn an_upgraded_binary_is_held_at_once() -> Result<()> {
 
 #[test]
 fn a_stale_pid_file_is_not_believed() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::AtOnce)?;
     let bundle = house.bundle("bundle")?;
-    let container = house.runtime.create(&bundle, "faults-6-c1")?;
+    let container = house.runtime().create(&bundle, "faults-6-c1")?;
     barrier.statement_with_task("faults-6-c1");
     // This test's own pid: older than the create, and on the host.
     fs::write(bundle.path().join("pid"), std::process::id().to_string())?;
@@ -204,13 +169,13 @@ fn a_stale_pid_file_is_not_believed() -> Result<()> {
 
 #[test]
 fn neither_pid_file_nor_state_file_means_no_hold_and_a_reason() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::AtOnce)?;
     let bundle = house.bundle("bundle")?;
-    let container = house.runtime.create(&bundle, "faults-7-c1")?;
+    let container = house.runtime().create(&bundle, "faults-7-c1")?;
     barrier.statement_with_task("faults-7-c1");
-    let state = house.runtime.root().join("faults-7-c1/state.json");
+    let state = house.runtime().root().join("faults-7-c1/state.json");
     let kept = fs::read(&state)?;
     fs::write(bundle.path().join("pid"), std::process::id().to_string())?;
     fs::write(&state, "{")?;
@@ -226,11 +191,11 @@ fn neither_pid_file_nor_state_file_means_no_hold_and_a_reason() -> Result<()> {
 
 #[test]
 fn a_fifo_as_config_or_pid_file_hangs_nobody() -> Result<()> {
-    require!(Oci::Crun.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Crun)?;
-    let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
+    require!(Kind::Crun.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Crun)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::AtOnce)?;
     let bundle = house.bundle("bundle")?;
-    let container = house.runtime.create(&bundle, "faults-8-c1")?;
+    let container = house.runtime().create(&bundle, "faults-8-c1")?;
     barrier.statement_with_task("faults-8-c1");
     fs::remove_file(bundle.path().join("pid"))?;
     mkfifo(&bundle.path().join("pid"), Mode::S_IRWXU)?;
@@ -238,10 +203,10 @@ fn a_fifo_as_config_or_pid_file_hangs_nobody() -> Result<()> {
     assert_eq!(barrier.grade("faults-8-c1"), Grade::Held, "the state file has proof");
 
     // The runtime itself would wait for a writer: it is killed once it is past the barrier.
-    let hollow = house.temp.path().join("hollow");
+    let hollow = house.directory().join("hollow");
     fs::create_dir(&hollow)?;
     mkfifo(&hollow.join("config.json"), Mode::S_IRWXU)?;
-    let mut command = house.runtime.command();
+    let mut command = house.runtime().command();
     command.args(["create", "--bundle"]).arg(&hollow).arg("faults-8-c2").stdin(Stdio::null()).stderr(Stdio::null());
     let mut child = Reaped(command.spawn().context("the execution was denied")?);
     let missing = barrier.fact("the create", |what| match what {
@@ -265,12 +230,12 @@ impl Drop for Reaped {
 
 #[test]
 fn what_an_unprivileged_user_runs_is_not_looked_at() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    fs::set_permissions(house.temp.path(), fs::Permissions::from_mode(0o755))?;
-    let barrier = house.barrier(PATIENT, Answer::Never)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    fs::set_permissions(house.directory(), fs::Permissions::from_mode(0o755))?;
+    let barrier = barrier_over(&house, PATIENT, Answer::Never)?;
     let bundle = house.bundle("bundle")?;
-    let mut command = house.runtime.command();
+    let mut command = house.runtime().command();
     command.args(["create", "--bundle"]).arg(bundle.path()).arg("faults-9-c1");
     std::os::unix::process::CommandExt::uid(&mut command, 65_534);
     let begun = Instant::now();
@@ -285,11 +250,11 @@ fn what_an_unprivileged_user_runs_is_not_looked_at() -> Result<()> {
 
 #[test]
 fn a_caller_in_a_mount_namespace_of_its_own_is_not_looked_at() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(PATIENT, Answer::Never)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::Never)?;
     let mut command = Command::new("unshare");
-    command.arg("--mount").arg(house.runtime.program()).args(["start", "faults-10-c1"]);
+    command.arg("--mount").arg(house.runtime().program()).args(["start", "faults-10-c1"]);
     let status = command.stdin(Stdio::null()).stderr(Stdio::null()).status()?;
     assert_eq!(status.code(), Some(1), "the runtime ran: there is no such container");
     assert_eq!(barrier.stats.refused_nested.load(Ordering::Relaxed), 1);
@@ -298,12 +263,12 @@ fn a_caller_in_a_mount_namespace_of_its_own_is_not_looked_at() -> Result<()> {
 
 #[test]
 fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
-    let bundle = Bundle::create(house.temp.path(), "bundle", &house.root, &["no-such-program"])?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::AtOnce)?;
+    let bundle = Bundle::create(house.directory(), "bundle", house.root(), &["no-such-program"])?;
     let fail = |number: usize| {
-        let mut command = house.runtime.command();
+        let mut command = house.runtime().command();
         command.args(["create", "--bundle"]).arg(bundle.path()).arg(format!("faults-11-c{number}"));
         assert!(run(&mut command).is_err(), "there is no such program");
     };
@@ -329,13 +294,13 @@ fn failing_creates_leave_neither_descriptors_nor_memory_behind() -> Result<()> {
 
 #[test]
 fn two_hundred_creates_at_once_are_stated_or_counted_and_none_denied() -> Result<()> {
-    require!(Oci::Crun.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Crun)?;
-    let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
-    let bundle = Bundle::create(house.temp.path(), "bundle", &house.root, &["no-such-program"])?;
+    require!(Kind::Crun.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Crun)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::AtOnce)?;
+    let bundle = Bundle::create(house.directory(), "bundle", house.root(), &["no-such-program"])?;
     let mut children = Vec::new();
     for number in 0..200 {
-        let mut command = house.runtime.command();
+        let mut command = house.runtime().command();
         command.args(["create", "--bundle"]).arg(bundle.path()).arg(format!("faults-12-c{number}"));
         let command = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         children.push(Reaped(command.spawn().context("the execution was denied")?));
@@ -356,10 +321,10 @@ fn two_hundred_creates_at_once_are_stated_or_counted_and_none_denied() -> Result
 
 #[test]
 fn the_health_board_names_what_is_held() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = house.barrier(PATIENT, Answer::AtOnce)?;
-    let program = house.runtime.program().display().to_string();
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = barrier_over(&house, PATIENT, Answer::AtOnce)?;
+    let program = house.runtime().program().display().to_string();
     eventually("a line", || {
         let lines = barrier.health.lines();
         lines.into_iter().find(|line| line.condition == Condition::Live && line.detail.contains(&program))

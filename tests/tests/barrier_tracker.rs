@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
-use tempfile::TempDir;
 use tracker_tests::barrier::{Answer, Barrier, GRACE};
-use tracker_tests::bundle::{Bundle, RootFs};
+use tracker_tests::bundle::Bundle;
+use tracker_tests::house::House;
 use tracker_tests::process::pid;
-use tracker_tests::runc::{Kind as Oci, Runtime};
+use tracker_tests::runc::{Kind, Runtime};
 use tracker_tests::wait::{eventually, within};
 use tracker_tests::{kernel, require, requirement};
 
@@ -81,45 +81,16 @@ impl Drop for Holder {
     }
 }
 
-/// A private runtime and what it needs. Ids differ between tests: a runtime puts containers of one id into one cgroup.
-struct House {
-    temp: TempDir,
-    root: RootFs,
-    runtime: Runtime,
-}
-
-impl House {
-    fn new(oci: Oci) -> Result<House> {
-        let temp = TempDir::new()?;
-        let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(oci, temp.path())?);
-        Ok(House { temp, root, runtime })
-    }
-
-    fn start(&self, id: &str) -> Result<Duration> {
-        let bundle = Bundle::create(self.temp.path(), id, &self.root, &["true"])?;
-        let container = self.runtime.create(&bundle, id)?;
-        container.start()
-    }
-
-    /// Executes the runtime to no effect.
-    fn execute(&self) -> Result<Duration> {
-        let begun = Instant::now();
-        let mut command = self.runtime.command();
-        command.args(["start", "nothing"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let status = command.status().context("the execution was denied")?;
-        assert_eq!(status.code(), Some(1), "the runtime itself says that there is no such container");
-        Ok(begun.elapsed())
-    }
-}
+// Ids differ between tests: a runtime puts containers of one id into one cgroup, whatever its `--root`.
 
 #[test]
 fn a_tracker_stopped_amid_66_creates_delays_them_by_one_budget() -> Result<()> {
-    require!(Oci::Crun.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Crun)?;
-    let mut holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
+    require!(Kind::Crun.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Crun)?;
+    let mut holder = Holder::start(house.runtime(), BUDGET, "at-once")?;
     holder.signal(Signal::SIGSTOP);
     let bundles: Vec<Bundle> = (0..66)
-        .map(|number| Bundle::create(house.temp.path(), &format!("b{number}"), &house.root, &["true"]))
+        .map(|number| Bundle::create(house.directory(), &format!("b{number}"), house.root(), &["true"]))
         .collect::<Result<_>>()?;
     let begun = Instant::now();
     let took: Vec<Duration> = std::thread::scope(|scope| {
@@ -127,7 +98,7 @@ fn a_tracker_stopped_amid_66_creates_delays_them_by_one_budget() -> Result<()> {
             .iter()
             .enumerate()
             .map(|(number, bundle)| {
-                let runtime = &house.runtime;
+                let runtime = house.runtime();
                 scope.spawn(move || {
                     runtime.create(bundle, &format!("tracker-1-c{number}")).map(|container| container.took())
                 })
@@ -139,7 +110,7 @@ fn a_tracker_stopped_amid_66_creates_delays_them_by_one_budget() -> Result<()> {
     // Each is two executions, and the first expiry lets go all others: not 66 budgets one after the other.
     assert!(begun.elapsed() < BUDGET + GRACE + RUN, "{took:?}");
     holder.signal(Signal::SIGCONT);
-    house.start("tracker-1-after")?;
+    let _after = house.started("tracker-1-after")?;
     assert_eq!(
         (holder.says("tracker-1-after")?.as_str(), holder.says("tracker-1-after")?.as_str()),
         ("starts", "Held")
@@ -181,9 +152,9 @@ impl Drop for Cgroup {
 
 #[test]
 fn a_frozen_tracker_does_not_freeze_its_keeper() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let mut holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let mut holder = Holder::start(house.runtime(), BUDGET, "at-once")?;
     let Some(root) = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
         .map(Path::new)
         .into_iter()
@@ -201,7 +172,7 @@ fn a_frozen_tracker_does_not_freeze_its_keeper() -> Result<()> {
     let took = house.execute()?;
     assert!(took < BUDGET + GRACE + RUN, "{took:?}");
     cgroup.freeze(false)?;
-    house.start("tracker-2-after")?;
+    let _after = house.started("tracker-2-after")?;
     assert_eq!(
         (holder.says("tracker-2-after")?.as_str(), holder.says("tracker-2-after")?.as_str()),
         ("starts", "Held")
@@ -216,12 +187,12 @@ fn a_frozen_tracker_does_not_freeze_its_keeper() -> Result<()> {
 
 #[test]
 fn a_killed_tracker_lets_go_what_it_held_and_its_keeper_ends() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
     let patient = RUN * 3;
-    let mut holder = Holder::start(&house.runtime, patient, "never")?;
-    let bundle = Bundle::create(house.temp.path(), "tracker-3-c1", &house.root, &["true"])?;
-    let container = house.runtime.create(&bundle, "tracker-3-c1")?;
+    let mut holder = Holder::start(house.runtime(), patient, "never")?;
+    let bundle = Bundle::create(house.directory(), "tracker-3-c1", house.root(), &["true"])?;
+    let container = house.runtime().create(&bundle, "tracker-3-c1")?;
     std::thread::scope(|scope| -> Result<()> {
         let start = scope.spawn(|| container.start());
         assert_eq!(holder.says("tracker-3-c1")?, "starts");
@@ -243,9 +214,9 @@ fn a_killed_tracker_lets_go_what_it_held_and_its_keeper_ends() -> Result<()> {
 
 #[test]
 fn a_stopped_keeper_holds_nobody_when_the_tracker_is_killed() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let holder = Holder::start(house.runtime(), BUDGET, "at-once")?;
     // Neither sees what becomes of the other.
     holder.signal(Signal::SIGSTOP);
     kill(pid(holder.keeper), Signal::SIGSTOP)?;
@@ -260,9 +231,9 @@ fn a_stopped_keeper_holds_nobody_when_the_tracker_is_killed() -> Result<()> {
 
 #[test]
 fn a_tracker_without_descriptors_denies_nobody() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let mut holder = Holder::start(&house.runtime, BUDGET, "at-once")?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let mut holder = Holder::start(house.runtime(), BUDGET, "at-once")?;
     let limit = |limit: &str| -> Result<()> {
         let pid = holder.child.id().to_string();
         ensure!(Command::new("prlimit").args(["--pid", &pid, &format!("--nofile={limit}:")]).status()?.success());
@@ -274,7 +245,7 @@ fn a_tracker_without_descriptors_denies_nobody() -> Result<()> {
         assert!(took < BUDGET + GRACE + RUN, "{took:?}");
     }
     limit("4096")?;
-    house.start("tracker-4-after")?;
+    let _after = house.started("tracker-4-after")?;
     assert_eq!(
         (holder.says("tracker-4-after")?.as_str(), holder.says("tracker-4-after")?.as_str()),
         ("starts", "Held")
@@ -309,10 +280,10 @@ impl Drop for HungCaller {
 
 #[test]
 fn a_caller_whose_arguments_cannot_be_read_goes_on_when_the_budget_is_over() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = Barrier::start(KEEPER, &[house.runtime.program()], BUDGET, Answer::AtOnce)?;
-    let mut hung = HungCaller::start("deliver", &house.runtime)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = Barrier::start(KEEPER, &[house.runtime().program()], BUDGET, Answer::AtOnce)?;
+    let mut hung = HungCaller::start("deliver", house.runtime())?;
     let allowed = hung.allowed_after()?;
     assert!(allowed >= BUDGET - Duration::from_millis(20), "it was held: {allowed:?}");
     assert!(allowed <= BUDGET + GRACE + RUN, "{allowed:?}");
@@ -323,11 +294,11 @@ fn a_caller_whose_arguments_cannot_be_read_goes_on_when_the_budget_is_over() -> 
 
 #[test]
 fn a_user_whose_arguments_cannot_be_read_is_not_waited_for() -> Result<()> {
-    require!(Oci::Runc.requirement());
-    let house = House::new(Oci::Runc)?;
-    fs::set_permissions(house.temp.path(), fs::Permissions::from_mode(0o755))?;
-    let barrier = Barrier::start(KEEPER, &[house.runtime.program()], RUN, Answer::AtOnce)?;
-    let mut hung = HungCaller::start("user", &house.runtime)?;
+    require!(Kind::Runc.requirement());
+    let house = House::new(Kind::Runc)?;
+    fs::set_permissions(house.directory(), fs::Permissions::from_mode(0o755))?;
+    let barrier = Barrier::start(KEEPER, &[house.runtime().program()], RUN, Answer::AtOnce)?;
+    let mut hung = HungCaller::start("user", house.runtime())?;
     let allowed = hung.allowed_after()?;
     assert!(allowed < RUN / 2, "its memory was not even looked at: {allowed:?}");
     assert_eq!(barrier.stats.refused_user.load(Ordering::Relaxed), 1);
@@ -337,9 +308,9 @@ fn a_user_whose_arguments_cannot_be_read_is_not_waited_for() -> Result<()> {
 
 #[test]
 fn so_many_such_callers_that_all_threads_are_lost_hold_up_nobody() -> Result<()> {
-    require!(Oci::Runc.requirement(), kernel::permission_events());
-    let house = House::new(Oci::Runc)?;
-    let barrier = Barrier::start(KEEPER, &[house.runtime.program()], BUDGET, Answer::AtOnce)?;
+    require!(Kind::Runc.requirement(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let barrier = Barrier::start(KEEPER, &[house.runtime().program()], BUDGET, Answer::AtOnce)?;
     let mut hung: Vec<HungCaller> = Vec::new();
     // One after the other: while the keeper is impatient, an execution is let go before anybody reads its arguments. An
     // ordinary one makes it patient again.
@@ -348,7 +319,7 @@ fn so_many_such_callers_that_all_threads_are_lost_hold_up_nobody() -> Result<()>
         if barrier.stats.lost_threads.load(Ordering::Relaxed) >= 16 {
             return Some(());
         }
-        let mut caller = HungCaller::start("never", &house.runtime).expect("it can be started");
+        let mut caller = HungCaller::start("never", house.runtime()).expect("it can be started");
         caller.allowed_after().expect("it is allowed in the end");
         hung.push(caller);
         None
@@ -363,8 +334,8 @@ fn so_many_such_callers_that_all_threads_are_lost_hold_up_nobody() -> Result<()>
         house.execute().ok()?;
         (barrier.stats.lost_threads.load(Ordering::Relaxed) == 0).then_some(())
     });
-    let bundle = Bundle::create(house.temp.path(), "tracker-7-after", &house.root, &["true"])?;
-    house.runtime.create(&bundle, "tracker-7-after")?.start()?;
+    let bundle = Bundle::create(house.directory(), "tracker-7-after", house.root(), &["true"])?;
+    house.runtime().create(&bundle, "tracker-7-after")?.start()?;
     assert_eq!(barrier.grade("tracker-7-after"), tracker::container::Grade::Held);
     Ok(())
 }
