@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tracker_tests::daemon::Daemon;
-use tracker_tests::house::{House, PATIENT};
+use tracker_tests::house::House;
 use tracker_tests::runc::Kind;
 use tracker_tests::wait::eventually;
 
+/// The default: how often the keeper is asked whether it lives depends on it.
+const BUDGET: Duration = Duration::from_millis(200);
 /// Until what came with the start has been worked off: the looks in the runtimes' directories that follow it included.
 const SETTLE: Duration = Duration::from_secs(10);
 
@@ -29,7 +31,7 @@ fn main() -> Result<()> {
 }
 
 fn measure(house: &House, containers: usize, seconds: u64) -> Result<()> {
-    let mut daemon = Daemon::start(&house.config(PATIENT, ""))?;
+    let mut daemon = Daemon::start(&house.config(BUDGET, ""))?;
     eventually("all containers are known", || {
         (0..containers).all(|number| daemon.find(&format!("idle-{number}")).is_some()).then_some(())
     });

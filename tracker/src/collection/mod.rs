@@ -13,6 +13,7 @@ pub mod story;
 pub mod view;
 pub mod writer;
 
+mod chunks;
 mod journal;
 mod merge;
 mod news;

@@ -6,8 +6,7 @@
 
 use std::sync::Arc;
 
-use imbl::OrdMap;
-
+use super::chunks::{self, Chunks, Keyed};
 use crate::container::Container;
 use crate::time::BootTime;
 
@@ -16,13 +15,19 @@ use crate::time::BootTime;
 pub(crate) struct Timeline {
     opened: BootTime,
     live: Option<Arc<Container>>,
-    dead: Option<Arc<OrdMap<BootTime, Dead>>>,
+    dead: Chunks<Dead>,
 }
 
 #[derive(Clone, Debug)]
 struct Dead {
-    closed: BootTime,
+    interval: Interval,
     container: Arc<Container>,
+}
+
+impl Keyed for Dead {
+    fn key(&self) -> u64 {
+        self.interval.opened.0
+    }
 }
 
 /// A holder's time: from `opened` until before `closed` ([`BootTime::MAX`] while it lasts).
@@ -57,8 +62,8 @@ impl Timeline {
     }
 
     fn dead_at(&self, at: BootTime) -> Option<&Arc<Container>> {
-        let (_, dead) = self.dead.as_ref()?.get_prev(&at)?;
-        (at < dead.closed).then_some(&dead.container)
+        let dead = self.dead.up_to(at.0)?;
+        dead.interval.contains(at).then_some(&dead.container)
     }
 
     /// Enters a holder or its new value. Of two live holders the one that came later is right: the number was reused,
@@ -87,33 +92,28 @@ impl Timeline {
         if self.live.as_ref().is_some_and(|live| live.instance == instance) {
             self.live = None;
         }
-        let Some(dead) = &mut self.dead else { return };
-        if dead.get(&opened).is_some_and(|dead| dead.container.instance == instance) {
-            Arc::make_mut(dead).remove(&opened);
-        }
-        if dead.is_empty() {
-            self.dead = None;
+        if self.dead.get(opened.0).is_some_and(|dead| dead.container.instance == instance) {
+            self.dead.remove(opened.0);
         }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.live.is_none() && self.dead.is_none()
+        self.live.is_none() && self.dead.is_empty()
     }
 
     fn bury(&mut self, interval: Interval, container: Arc<Container>) {
         if interval.opened >= interval.closed {
             return;
         }
-        let dead = Dead { closed: interval.closed, container };
-        Arc::make_mut(self.dead.get_or_insert_default()).insert(interval.opened, dead);
+        self.dead.put(Dead { interval, container });
     }
 }
 
 /// All who share a number.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Membership {
-    live: Members,
-    dead: Members,
+    live: Chunks<Member>,
+    dead: Chunks<Member>,
 }
 
 impl Membership {
@@ -123,7 +123,7 @@ impl Membership {
             false => (&mut self.dead, &mut self.live),
         };
         out_of.remove(container.instance);
-        into.insert(Member { interval, container });
+        into.put(Member { interval, container });
     }
 
     pub(crate) fn leave(&mut self, instance: u64) {
@@ -132,11 +132,11 @@ impl Membership {
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.live.0.is_empty() && self.dead.0.is_empty()
+        self.live.is_empty() && self.dead.is_empty()
     }
 
     pub(crate) fn now(&self) -> Containers<'_> {
-        Containers { living: self.live.iter(), dead: MembersIter::default(), at: None, only_vouched: false }
+        Containers { living: self.live.iter(), dead: chunks::Iter::default(), at: None, only_vouched: false }
     }
 
     pub(crate) fn at(&self, at: BootTime) -> Containers<'_> {
@@ -148,8 +148,8 @@ impl Membership {
 /// Iterating allocates nothing.
 #[derive(Clone, Debug)]
 pub struct Containers<'a> {
-    living: MembersIter<'a>,
-    dead: MembersIter<'a>,
+    living: chunks::Iter<'a, Member>,
+    dead: chunks::Iter<'a, Member>,
     at: Option<BootTime>,
     only_vouched: bool,
 }
@@ -184,75 +184,8 @@ struct Member {
     container: Arc<Container>,
 }
 
-/// Members sorted by instance, in shared chunks: a change copies one chunk and the list of chunks, so that ten
-/// thousand containers on one net ns cost little more than ten thousand on their own.
-#[derive(Clone, Debug, Default)]
-struct Members(Arc<Vec<Arc<Vec<Member>>>>);
-
-const CHUNK_LEN: usize = 64;
-
-impl Members {
-    fn iter(&self) -> MembersIter<'_> {
-        MembersIter { chunks: self.0.iter(), chunk: [].iter() }
-    }
-
-    /// Index of the chunk where `instance` is or belongs.
-    fn chunk_of(&self, instance: u64) -> usize {
-        let after = self.0.partition_point(|chunk| chunk[0].container.instance <= instance);
-        after.saturating_sub(1)
-    }
-
-    fn insert(&mut self, member: Member) {
-        let instance = member.container.instance;
-        let at = self.chunk_of(instance);
-        let chunks = Arc::make_mut(&mut self.0);
-        let Some(chunk) = chunks.get_mut(at) else {
-            return chunks.push(Arc::new(vec![member]));
-        };
-        let chunk = Arc::make_mut(chunk);
-        match chunk.binary_search_by_key(&instance, |member| member.container.instance) {
-            Ok(same) => chunk[same] = member,
-            Err(place) => chunk.insert(place, member),
-        }
-        if chunk.len() > CHUNK_LEN {
-            // The newest usually comes last: leave the old chunk full, so that appending fills chunks.
-            let tail = chunk.split_off(CHUNK_LEN);
-            chunks.insert(at + 1, Arc::new(tail));
-        }
-    }
-
-    fn remove(&mut self, instance: u64) {
-        let at = self.chunk_of(instance);
-        let found = self
-            .0
-            .get(at)
-            .and_then(|chunk| chunk.binary_search_by_key(&instance, |member| member.container.instance).ok());
-        if let Some(place) = found {
-            let chunks = Arc::make_mut(&mut self.0);
-            if chunks[at].len() == 1 {
-                chunks.remove(at);
-            } else {
-                Arc::make_mut(&mut chunks[at]).remove(place);
-            }
-        }
-    }
-}
-
-#[derive(Clone, Debug, Default)]
-struct MembersIter<'a> {
-    chunks: std::slice::Iter<'a, Arc<Vec<Member>>>,
-    chunk: std::slice::Iter<'a, Member>,
-}
-
-impl<'a> Iterator for MembersIter<'a> {
-    type Item = &'a Member;
-
-    fn next(&mut self) -> Option<&'a Member> {
-        loop {
-            if let Some(member) = self.chunk.next() {
-                return Some(member);
-            }
-            self.chunk = self.chunks.next()?.iter();
-        }
+impl Keyed for Member {
+    fn key(&self) -> u64 {
+        self.container.instance
     }
 }
