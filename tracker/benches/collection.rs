@@ -72,24 +72,21 @@ impl Case {
         place
     }
 
-    /// A mount ns of its, all over the collection and another each time.
-    fn mntns(self, step: u32) -> u32 {
-        FIRST_MNTNS + step % self.containers
+    /// Mount namespaces of its for one iteration: all over the collection, and others each time.
+    fn mntnses(self) -> Vec<u32> {
+        steps().map(|step| FIRST_MNTNS + step % self.containers).collect()
     }
 }
 
-/// Where an iteration begins, so that no two ask for the same.
-fn first_step() -> u32 {
+/// A thousand numbers, all over the place; no two iterations have the same.
+fn steps() -> impl Iterator<Item = u32> {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    NEXT.fetch_add(THOUSAND.wrapping_mul(STRIDE), Ordering::Relaxed)
+    let first = NEXT.fetch_add(THOUSAND.wrapping_mul(STRIDE), Ordering::Relaxed);
+    (0..THOUSAND).map(move |step| first.wrapping_add(step.wrapping_mul(STRIDE)))
 }
 
 /// Prime, and larger than what a cache would fetch along.
 const STRIDE: u32 = 7_919;
-
-fn steps(first: u32) -> impl Iterator<Item = u32> {
-    (0..THOUSAND).map(move |step| first.wrapping_add(step.wrapping_mul(STRIDE)))
-}
 
 mod lookup {
     use super::*;
@@ -97,10 +94,10 @@ mod lookup {
     #[divan::bench(args = CASES, threads = [1, 2])]
     fn hit(bencher: Bencher<'_, '_>, case: Case) {
         let Place { tracker, .. } = case.place();
-        let inputs = || (tracker.reader(), first_step());
-        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(reader, first)| {
-            for step in steps(*first) {
-                black_box(reader.by_mntns(case.mntns(step)).container().expect("it is there") as *const _);
+        let inputs = || (tracker.reader(), case.mntnses());
+        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(reader, mntnses)| {
+            for mntns in &*mntnses {
+                black_box(reader.by_mntns(*mntns).container().expect("it is there") as *const _);
             }
         });
     }
@@ -108,10 +105,10 @@ mod lookup {
     #[divan::bench(args = CASES, threads = [1, 2])]
     fn hit_baseline_rwlock_hashmap(bencher: Bencher<'_, '_>, case: Case) {
         let Place { map, .. } = case.place();
-        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(first_step).bench_refs(|first| {
-            for step in steps(*first) {
+        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(|| case.mntnses()).bench_refs(|mntnses| {
+            for mntns in &*mntnses {
                 let map = map.read().expect("nobody panics");
-                black_box(Arc::as_ptr(&map[&case.mntns(step)]));
+                black_box(Arc::as_ptr(&map[mntns]));
             }
         });
     }
@@ -120,10 +117,10 @@ mod lookup {
     fn hit_at_a_moment(bencher: Bencher<'_, '_>, case: Case) {
         let Place { tracker, .. } = case.place();
         let now = BootTime(u64::MAX / 2);
-        let inputs = || (tracker.reader(), first_step());
-        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(reader, first)| {
-            for step in steps(*first) {
-                black_box(reader.by_mntns_at(case.mntns(step), now).container().expect("it is there") as *const _);
+        let inputs = || (tracker.reader(), case.mntnses());
+        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(reader, mntnses)| {
+            for mntns in &*mntnses {
+                black_box(reader.by_mntns_at(*mntns, now).container().expect("it is there") as *const _);
             }
         });
     }
@@ -131,10 +128,10 @@ mod lookup {
     #[divan::bench(args = CASES, threads = [1, 2])]
     fn miss(bencher: Bencher<'_, '_>, case: Case) {
         let Place { tracker, .. } = case.place();
-        let inputs = || (tracker.reader(), first_step());
-        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(reader, first)| {
-            for step in steps(*first) {
-                black_box(reader.by_mntns(case.mntns(step) - 1_000_000_000).container().is_none());
+        let inputs = || (tracker.reader(), case.mntnses());
+        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(reader, mntnses)| {
+            for mntns in &*mntnses {
+                black_box(reader.by_mntns(*mntns - 1_000_000_000).container().is_none());
             }
         });
     }
@@ -142,10 +139,10 @@ mod lookup {
     #[divan::bench(args = CASES, threads = [1, 2])]
     fn miss_baseline_rwlock_hashmap(bencher: Bencher<'_, '_>, case: Case) {
         let Place { map, .. } = case.place();
-        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(first_step).bench_refs(|first| {
-            for step in steps(*first) {
+        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(|| case.mntnses()).bench_refs(|mntnses| {
+            for mntns in &*mntnses {
                 let map = map.read().expect("nobody panics");
-                black_box(map.get(&(case.mntns(step) - 1_000_000_000)).is_none());
+                black_box(map.get(&(*mntns - 1_000_000_000)).is_none());
             }
         });
     }
@@ -155,10 +152,10 @@ mod lookup {
     fn enrich(bencher: Bencher<'_, '_>, case: Case) {
         let Place { tracker, .. } = case.place();
         let now = BootTime(u64::MAX / 2);
-        let inputs = || (tracker.enrich(), first_step());
-        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(enrich, first)| {
-            for step in steps(*first) {
-                black_box(enrich.by_mntns_at(case.mntns(step), now));
+        let inputs = || (tracker.enrich(), case.mntnses());
+        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(enrich, mntnses)| {
+            for mntns in &*mntnses {
+                black_box(enrich.by_mntns_at(*mntns, now));
             }
         });
     }
@@ -171,34 +168,33 @@ mod lookup_past {
     const DEAD: u32 = 5_000;
     const CASE: Case = Case { containers: 1, tombstones: DEAD };
 
+    /// In the midst of lives, for one iteration.
     fn moments() -> Vec<BootTime> {
-        (0..DEAD).map(|run| BootTime(birth(0, run).born_at.0 + 250_000_000)).collect()
+        steps().map(|step| BootTime(birth(0, step % DEAD).born_at.0 + 250_000_000)).collect()
     }
 
     #[divan::bench]
     fn hit(bencher: Bencher<'_, '_>) {
-        let (Place { tracker, .. }, moments) = (CASE.place(), moments());
-        let inputs = || (tracker.reader(), first_step());
-        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(reader, first)| {
-            for step in steps(*first) {
-                let at = moments[(step % DEAD) as usize];
-                black_box(reader.by_mntns_at(FIRST_MNTNS, at).container().expect("it lived then") as *const _);
+        let Place { tracker, .. } = CASE.place();
+        let inputs = || (tracker.reader(), moments());
+        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(inputs).bench_refs(|(reader, moments)| {
+            for at in &*moments {
+                black_box(reader.by_mntns_at(FIRST_MNTNS, *at).container().expect("it lived then") as *const _);
             }
         });
     }
 
     #[divan::bench]
     fn hit_baseline_rwlock_sorted_vec(bencher: Bencher<'_, '_>) {
-        let (Place { tracker, .. }, moments) = (CASE.place(), moments());
+        let Place { tracker, .. } = CASE.place();
         let mut lives: Vec<(BootTime, Arc<Container>)> =
             tracker.reader().all().map(|c| (c.created_at.unwrap_or_default(), Arc::clone(c))).collect();
         lives.sort_by_key(|(from, _)| *from);
         let lives = RwLock::new(lives);
-        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(first_step).bench_refs(|first| {
-            for step in steps(*first) {
-                let at = moments[(step % DEAD) as usize];
+        bencher.counter(ItemsCount::new(THOUSAND)).with_inputs(moments).bench_refs(|moments| {
+            for at in &*moments {
                 let lives = lives.read().expect("nobody panics");
-                let place = lives.partition_point(|(from, _)| *from <= at);
+                let place = lives.partition_point(|(from, _)| from <= at);
                 black_box(Arc::as_ptr(&lives[place - 1].1));
             }
         });

@@ -17,17 +17,18 @@ const FANOUT: usize = 1 << FANOUT_BITS;
 /// A clone shares everything with its original until one of them changes.
 #[derive(Clone, Debug)]
 pub(crate) struct Table<V> {
-    root: Arc<[Branch<V>]>,
+    root: Arc<[Branch<V>; FANOUT]>,
     len: usize,
 }
 
-type Branch<V> = Arc<[Shard<V>]>;
+type Branch<V> = Arc<[Shard<V>; FANOUT]>;
 type Shard<V> = Arc<[Slot<V>]>;
 
 #[derive(Clone, Debug)]
 struct Slot<V> {
+    /// 0 where it is empty; the value is then the default.
     key: u64,
-    value: Option<V>,
+    value: V,
 }
 
 /// Where a key lives. Multiplying by an odd constant moves the entropy of counters such as inode numbers to the top.
@@ -50,11 +51,11 @@ impl Place {
     }
 }
 
-impl<V: Clone> Table<V> {
+impl<V: Clone + Default> Table<V> {
     pub(crate) fn new() -> Self {
-        let shard: Shard<V> = Arc::from([Slot { key: 0, value: None }]);
-        let branch: Branch<V> = std::iter::repeat_n(shard, FANOUT).collect();
-        Table { root: std::iter::repeat_n(branch, FANOUT).collect(), len: 0 }
+        let shard: Shard<V> = Arc::from([Slot { key: 0, value: V::default() }]);
+        let branch: Branch<V> = Arc::new(std::array::from_fn(|_| Arc::clone(&shard)));
+        Table { root: Arc::new(std::array::from_fn(|_| Arc::clone(&branch))), len: 0 }
     }
 
     /// How many keys there are.
@@ -72,7 +73,7 @@ impl<V: Clone> Table<V> {
         loop {
             let slot = &shard[at];
             if slot.key == key {
-                return slot.value.as_ref();
+                return (key != 0).then_some(&slot.value);
             }
             if slot.key == 0 {
                 return None;
@@ -87,13 +88,13 @@ impl<V: Clone> Table<V> {
         let place = Place::of(key);
         let shard = &mut Arc::make_mut(&mut Arc::make_mut(&mut self.root)[place.branch])[place.shard];
         match (shard.iter().position(|slot| slot.key == key), value) {
-            (Some(at), Some(value)) => Arc::make_mut(shard)[at].value = Some(value),
+            (Some(at), Some(value)) => Arc::make_mut(shard)[at].value = value,
             (Some(_), None) => {
                 *shard = rebuilt(shard.iter().filter(|slot| slot.key != key).cloned());
                 self.len -= 1;
             }
             (None, Some(value)) => {
-                let slot = Slot { key, value: Some(value) };
+                let slot = Slot { key, value };
                 *shard = rebuilt(shard.iter().cloned().chain([slot]));
                 self.len += 1;
             }
@@ -103,10 +104,10 @@ impl<V: Clone> Table<V> {
 }
 
 /// A shard of the occupied ones of `slots`, at most half full, so that every probe ends at an empty slot.
-fn rebuilt<V: Clone>(slots: impl Iterator<Item = Slot<V>>) -> Shard<V> {
+fn rebuilt<V: Clone + Default>(slots: impl Iterator<Item = Slot<V>>) -> Shard<V> {
     let slots: Vec<Slot<V>> = slots.filter(|slot| slot.key != 0).collect();
     let len = (slots.len() * 2).next_power_of_two().max(1);
-    let mut shard = vec![Slot { key: 0, value: None }; len];
+    let mut shard = vec![Slot { key: 0, value: V::default() }; len];
     for slot in slots {
         let mut at = Place::of(slot.key).probe & (len - 1);
         while shard[at].key != 0 {
