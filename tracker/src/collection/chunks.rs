@@ -4,26 +4,39 @@
 
 use std::sync::Arc;
 
-const CHUNK_LEN: usize = 64;
+const CHUNK_LEN: usize = 16;
 
 /// What it is sorted by. No two items have the same.
 pub(crate) trait Keyed {
     fn key(&self) -> u64;
 }
 
-/// A clone shares everything with its original until one of them changes. Never holds an empty list or an empty chunk.
+/// A clone shares everything with its original until one of them changes.
 #[derive(Clone, Debug)]
-pub(crate) struct Chunks<T>(Option<Arc<Vec<Chunk<T>>>>);
+pub(crate) struct Chunks<T>(Option<Arc<List<T>>>);
 
+/// Never empty, and no chunk is.
 #[derive(Clone, Debug)]
-struct Chunk<T> {
-    first: u64,
-    items: Arc<Vec<T>>,
+struct List<T> {
+    /// The first key of each chunk, on their own: a search touches few cache lines.
+    firsts: Vec<u64>,
+    chunks: Vec<Arc<[T]>>,
 }
 
-impl<T: Keyed> Chunk<T> {
-    fn of(items: Vec<T>) -> Self {
-        Chunk { first: items[0].key(), items: Arc::new(items) }
+impl<T: Keyed + Clone> List<T> {
+    fn of(item: T) -> Self {
+        List { firsts: vec![item.key()], chunks: vec![Arc::from([item])] }
+    }
+
+    /// Number of the chunk where `key` is or belongs.
+    #[inline]
+    fn chunk_of(&self, key: u64) -> usize {
+        self.firsts.partition_point(|first| *first <= key).saturating_sub(1)
+    }
+
+    fn set(&mut self, at: usize, items: Vec<T>) {
+        self.firsts[at] = items[0].key();
+        self.chunks[at] = items.into();
     }
 }
 
@@ -39,14 +52,17 @@ impl<T: Keyed + Clone> Chunks<T> {
     }
 
     pub(crate) fn iter(&self) -> Iter<'_, T> {
-        Iter { chunks: self.chunks().iter(), chunk: [].iter() }
+        let chunks = self.0.as_ref().map_or(&[][..], |list| &list.chunks);
+        Iter { chunks: chunks.iter(), chunk: [].iter() }
     }
 
     /// The last item whose key is at most `key`.
+    #[inline]
     pub(crate) fn up_to(&self, key: u64) -> Option<&T> {
-        let chunks = self.chunks();
-        let items = &chunks.get(chunks.partition_point(|chunk| chunk.first <= key).checked_sub(1)?)?.items;
-        items.get(items.partition_point(|item| item.key() <= key).checked_sub(1)?)
+        let list = self.0.as_ref()?;
+        let items = &list.chunks[list.chunk_of(key)];
+        // Counting has no branch to guess wrong, and no load that waits for another.
+        items.get(items.iter().filter(|item| item.key() <= key).count().checked_sub(1)?)
     }
 
     pub(crate) fn get(&self, key: u64) -> Option<&T> {
@@ -55,58 +71,49 @@ impl<T: Keyed + Clone> Chunks<T> {
 
     /// Enters an item, in place of the one with its key if there is one.
     pub(crate) fn put(&mut self, item: T) {
-        let key = item.key();
-        let at = self.chunk_of(key);
-        let Some(chunks) = &mut self.0 else {
-            self.0 = Some(Arc::new(vec![Chunk::of(vec![item])]));
+        let Some(list) = &mut self.0 else {
+            self.0 = Some(Arc::new(List::of(item)));
             return;
         };
-        let chunks = Arc::make_mut(chunks);
-        let items = Arc::make_mut(&mut chunks[at].items);
-        match items.binary_search_by_key(&key, T::key) {
+        let list = Arc::make_mut(list);
+        let at = list.chunk_of(item.key());
+        let mut items = list.chunks[at].to_vec();
+        match items.binary_search_by_key(&item.key(), T::key) {
             Ok(same) => items[same] = item,
             Err(place) => items.insert(place, item),
         }
         // The newest usually comes last: leave the old chunk full, so that appending fills chunks.
-        let tail = (items.len() > CHUNK_LEN).then(|| items.split_off(CHUNK_LEN));
-        chunks[at].first = chunks[at].items[0].key();
-        if let Some(tail) = tail {
-            chunks.insert(at + 1, Chunk::of(tail));
+        if items.len() > CHUNK_LEN {
+            let tail = items.split_off(CHUNK_LEN);
+            list.firsts.insert(at + 1, tail[0].key());
+            list.chunks.insert(at + 1, tail.into());
         }
+        list.set(at, items);
     }
 
     pub(crate) fn remove(&mut self, key: u64) {
         if self.get(key).is_none() {
             return;
         }
-        let at = self.chunk_of(key);
-        let Some(chunks) = &mut self.0 else { return };
-        let chunks = Arc::make_mut(chunks);
-        if chunks[at].items.len() > 1 {
-            let items = Arc::make_mut(&mut chunks[at].items);
-            items.retain(|item| item.key() != key);
-            chunks[at].first = items[0].key();
-        } else if chunks.len() > 1 {
-            chunks.remove(at);
+        let Some(list) = &mut self.0 else { return };
+        let list = Arc::make_mut(list);
+        let at = list.chunk_of(key);
+        let items: Vec<T> = list.chunks[at].iter().filter(|item| item.key() != key).cloned().collect();
+        if !items.is_empty() {
+            list.set(at, items);
+        } else if list.chunks.len() > 1 {
+            list.firsts.remove(at);
+            list.chunks.remove(at);
         } else {
             self.0 = None;
         }
-    }
-
-    fn chunks(&self) -> &[Chunk<T>] {
-        self.0.as_ref().map_or(&[], |chunks| chunks.as_slice())
-    }
-
-    /// Index of the chunk where `key` is or belongs, if there is any chunk.
-    fn chunk_of(&self, key: u64) -> usize {
-        self.chunks().partition_point(|chunk| chunk.first <= key).saturating_sub(1)
     }
 }
 
 /// All items, in order. Iterating allocates nothing.
 #[derive(Debug)]
 pub(crate) struct Iter<'a, T> {
-    chunks: std::slice::Iter<'a, Chunk<T>>,
+    chunks: std::slice::Iter<'a, Arc<[T]>>,
     chunk: std::slice::Iter<'a, T>,
 }
 
@@ -130,7 +137,7 @@ impl<'a, T> Iterator for Iter<'a, T> {
             if let Some(item) = self.chunk.next() {
                 return Some(item);
             }
-            self.chunk = self.chunks.next()?.items.iter();
+            self.chunk = self.chunks.next()?.iter();
         }
     }
 }
