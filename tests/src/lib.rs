@@ -25,4 +25,5 @@ pub mod runc;
 pub mod silent_fs;
 
 pub mod child;
+pub mod net;
 pub mod probes;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{barrier, collection, server, source};
+use crate::{barrier, collection, route, server, source};
 
 /// The whole configuration. Everything has a default, so that an empty file is a valid one.
 ///
@@ -30,6 +30,8 @@ pub struct Config {
     pub scan: source::scan::Config,
     /// Where OCI runtimes keep what they know.
     pub proc: source::proc::Config,
+    /// Where packets go.
+    pub route: route::Config,
     /// Where containerds are looked for.
     #[cfg(feature = "containerd")]
     pub containerd: source::containerd::Config,

@@ -10,6 +10,7 @@ pub mod enrich;
 pub mod fact;
 pub mod histogram;
 pub mod metrics;
+pub mod route;
 pub mod selector;
 pub mod server;
 pub mod source;

@@ -9,6 +9,7 @@
 //!
 //! Start-up is: the writer, then what attaches, then what scans, then what asks runtimes; facts may come in any order.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io;
 use std::ops::Deref;
@@ -34,6 +35,7 @@ use crate::collection::writer::{Figures, Stats as CollectionStats, Writer};
 use crate::config::Config;
 use crate::container::{Container, Str};
 use crate::fact::{Birth, Fact, Source, What};
+use crate::route::{self, Place, RouteError, Routes};
 use crate::selector::Selector;
 use crate::source::health::{Condition, Health, HealthBoard};
 use crate::source::kernel::{Kernel, KernelError};
@@ -92,6 +94,8 @@ pub struct Stats {
     /// The containerd source's.
     #[cfg(feature = "containerd")]
     pub containerd: Arc<source::containerd::Stats>,
+    /// The routes'.
+    pub route: Arc<route::Stats>,
 }
 
 /// A running tracker. Dropping it ends it.
@@ -115,6 +119,8 @@ pub struct Handle {
     published: Arc<Published>,
     health: HealthBoard,
     stats: Stats,
+    /// The routes, or why there are none; absent in a collection alone.
+    routes: Option<Arc<Result<Routes, RouteError>>>,
 }
 
 impl Tracker {
@@ -127,6 +133,7 @@ impl Tracker {
         // Held from here on; what it cannot prove yet, the probes and the scan below will show.
         tracker.start_barrier(&config, audits)?;
         tracker.start_kernel(&config, inbox)?;
+        tracker.start_routes(&config)?;
         kernel::return_freed_memory();
         tracker.start_tasks(config, closer_looks);
         Ok(tracker)
@@ -153,7 +160,7 @@ impl Tracker {
 
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tracker-io").enable_all().build();
         let runtime = runtime.map_err(|source| StartError::Thread { name: "tracker-io", source })?;
-        let handle = Handle { node, facts, published, health, stats };
+        let handle = Handle { node, facts, published, health, stats, routes: None };
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let stop = stop.map_err(|errno| StartError::Thread { name: "tracker-kernel", source: errno.into() })?;
         let tracker = Tracker {
@@ -250,6 +257,31 @@ impl Tracker {
                 handle.state_live(Source::Kernel, false);
             }
         })
+    }
+
+    /// Opens what routes need. Where that is not allowed, the rest works without.
+    fn start_routes(&mut self, config: &Config) -> Result<(), StartError> {
+        let published = Arc::clone(&self.handle.published);
+        let ways = Box::new(move || {
+            let mut reader = Reader::new(Arc::clone(&published));
+            let mut seen = HashSet::new();
+            let containers = reader.all().filter(|container| seen.insert(container.namespaces.net));
+            [Place::Host].into_iter().chain(containers.filter_map(|container| place_of(container))).collect()
+        });
+        let started = Routes::start(config.route.clone(), Some(ways), Arc::clone(&self.handle.stats.route));
+        let routes = match started {
+            Ok((routes, listening)) => {
+                let stop = Arc::clone(&self.stop);
+                self.start_thread("tracker-routes", move || listening.run(stop.as_fd()))?;
+                Ok(routes)
+            }
+            Err(error) => {
+                tracing::warn!(error = chain(&error), "routes are not told");
+                Err(error)
+            }
+        };
+        self.handle.routes = Some(Arc::new(routes));
+        Ok(())
     }
 
     fn start_thread(&mut self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
@@ -393,6 +425,11 @@ impl Handle {
         self.ask(Ask::Figures).await
     }
 
+    /// Where packets go. `None` for a collection alone; an error where routes may not be asked for.
+    pub fn routes(&self) -> Option<Result<&Routes, &RouteError>> {
+        self.routes.as_ref().map(|routes| routes.as_ref().as_ref())
+    }
+
     /// What tracers fill their events from. Cheap; give each thread its own.
     pub fn enrich(&self) -> Enrich {
         Enrich::new(self.node.clone(), self.reader())
@@ -482,6 +519,12 @@ impl Handle {
     }
 }
 
+/// The way into a container's net ns, by its init: as long as that lives, and is in the net ns that it was born in.
+pub fn place_of(container: &Container) -> Option<Place> {
+    let task = container.task.filter(|_| !container.state.is_over())?;
+    Some(Place::Task { task, inode: Some(container.namespaces.net).filter(|inode| *inode != 0) })
+}
+
 fn start_writer(writer: Writer) -> Result<JoinHandle<()>, StartError> {
     let failed = |source| StartError::Thread { name: "tracker-writer", source };
     let waits = Builder::new_current_thread().enable_time().build().map_err(failed)?;
@@ -521,7 +564,7 @@ impl Handle {
         let writer = Writer::new(Default::default(), host, deliveries, queue, closer, Arc::clone(&stats.collection));
         let published = writer.published();
         start_writer(writer).expect("a thread can be started");
-        Handle { node: "node-1".into(), facts, published, health: HealthBoard::new(), stats }
+        Handle { node: "node-1".into(), facts, published, health: HealthBoard::new(), stats, routes: None }
     }
 
     /// Where tests report sources' conditions.

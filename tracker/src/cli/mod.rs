@@ -13,6 +13,7 @@ mod lookup;
 mod output;
 mod picked;
 mod ps;
+mod route;
 mod run;
 mod sources;
 mod watch;
@@ -50,6 +51,7 @@ enum Command {
     Lookup(lookup::Ask),
     Watch(watch::Watch),
     Explain(explain::Explain),
+    Route(route::Route),
     Sources(sources::Sources),
     Dump(dump::Dump),
     Doctor(doctor::Doctor),
@@ -102,6 +104,7 @@ async fn ask(command: Command, client: &Client, out: &mut impl Write) -> Result<
         Command::Lookup(lookup) => lookup::run(lookup, client, out).await,
         Command::Watch(watch) => watch::run(watch, client, out).await,
         Command::Explain(explain) => explain::run(explain, client, out).await,
+        Command::Route(route) => route::run(route, client, out).await,
         Command::Sources(sources) => sources::run(sources, client, out).await,
         Command::Dump(dump) => dump::run(dump, client, out).await,
         Command::Run(_) | Command::Doctor(_) | Command::Demo(_) | Command::Completions(_) => {

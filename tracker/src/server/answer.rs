@@ -49,6 +49,11 @@ impl Refused {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, error.into())
     }
 
+    /// 502: the kernel does not say.
+    pub(super) fn unanswered(error: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_GATEWAY, error.into())
+    }
+
     /// 503: a bound is reached.
     pub(super) fn busy(error: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, error.into()).remedy("end other clients, or try again later")

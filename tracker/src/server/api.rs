@@ -198,6 +198,23 @@ pub enum WatchLine {
     },
 }
 
+/// Where a packet goes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Route {
+    /// Where from, as it was asked or as the kernel chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub src: Option<std::net::IpAddr>,
+    /// Where to: the translated destination, if one was given.
+    pub dst: std::net::IpAddr,
+    /// Whether the answer is from the cache.
+    pub cached: bool,
+    /// How long ago the kernel said so.
+    pub age_ms: u64,
+    /// Its way.
+    #[serde(flatten)]
+    pub route: crate::route::Route,
+}
+
 /// One source's condition.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceLine {

@@ -15,6 +15,7 @@ mod answer;
 mod owner;
 mod query;
 mod registrations;
+mod route;
 mod routes;
 mod watch;
 

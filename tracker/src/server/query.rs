@@ -3,9 +3,12 @@
 //! Unknown and repeated parameters are refused, so that a misspelt one does not silently mean "everything".
 
 use std::borrow::Cow;
+use std::net::IpAddr;
+use std::path::PathBuf;
 
 use super::answer::Refused;
 use super::clock::Wall;
+use crate::route::{RouteQuery, parse_address};
 use crate::time::BootTime;
 
 /// One number and what kind it is.
@@ -52,6 +55,32 @@ pub(super) struct LookupQuery {
     pub(super) at: Option<Moment>,
 }
 
+/// In which net ns a route begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    /// The host's.
+    Host,
+    /// The one with this inode number.
+    Netns(u32),
+    /// That of a container, by its id, the beginning of it, or its name.
+    Container(String),
+    /// That of a process.
+    Pid(u32),
+    /// The one that is mounted there.
+    Path(PathBuf),
+}
+
+/// `GET /v1/route`. Interfaces are names or indices, which are looked up in the net ns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct RouteAsked {
+    pub(super) start: Start,
+    pub(super) query: RouteQuery,
+    pub(super) input: Option<String>,
+    pub(super) output: Option<String>,
+    /// Whether the kernel is to be asked whatever is known.
+    pub(super) fresh: bool,
+}
+
 /// `GET /v1/containers` and `/v1/watch`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct ListQuery {
@@ -89,14 +118,78 @@ pub(super) fn explain(query: &str) -> Result<Number, Refused> {
     one_number(mntns, None, None, pid)
 }
 
+/// `GET /v1/route?dst=`
+pub(super) fn route(query: &str) -> Result<RouteAsked, Refused> {
+    let [dst, src, netns, container, pid, path] =
+        parameters_of(query, ROUTE, ["dst", "src", "netns", "container", "pid", "path"])?;
+    let [translated, iif, oif, mark, uid, tos] =
+        parameters_of(query, ROUTE, ["translated", "iif", "oif", "mark", "uid", "tos"])?;
+    let [proto, sport, dport, fresh] = parameters_of(query, ROUTE, ["proto", "sport", "dport", "fresh"])?;
+    let dst = dst.ok_or_else(|| Refused::bad("say where to").remedy("for example ?dst=8.8.8.8"))?;
+    let start = match (netns, container, pid, path) {
+        (None, None, None, None) => Start::Host,
+        (Some(inode), None, None, None) => Start::Netns(number("netns", &inode)?),
+        (None, Some(id), None, None) => Start::Container(id.into_owned()),
+        (None, None, Some(pid), None) => Start::Pid(number("pid", &pid)?),
+        (None, None, None, Some(path)) => Start::Path(PathBuf::from(path.into_owned())),
+        _ => return Err(Refused::bad("name one net ns").remedy("by one of netns, container, pid and path")),
+    };
+    let given = |name, text: Text<'_>| text.map(|text| number(name, &text)).transpose();
+    let port = |name, text: Text<'_>| text.map(|text| number(name, &text)).transpose();
+    let query = RouteQuery {
+        translated: translated.map(|text| address("translated", &text)).transpose()?,
+        source: src.map(|text| address("src", &text)).transpose()?,
+        mark: given("mark", mark)?,
+        uid: given("uid", uid)?,
+        tos: tos.map_or(Ok(0), |text| number("tos", &text))?,
+        protocol: proto.map(|text| number("proto", &text)).transpose()?,
+        source_port: port("sport", sport)?,
+        destination_port: port("dport", dport)?,
+        ..RouteQuery::to(address("dst", &dst)?)
+    };
+    let (input, output) = (iif.map(Cow::into_owned), oif.map(Cow::into_owned));
+    Ok(RouteAsked { start, query, input, output, fresh: flag("fresh", fresh)? })
+}
+
+const ROUTE: &[&str] = &[
+    "dst",
+    "src",
+    "netns",
+    "container",
+    "pid",
+    "path",
+    "translated",
+    "iif",
+    "oif",
+    "mark",
+    "uid",
+    "tos",
+    "proto",
+    "sport",
+    "dport",
+    "fresh",
+];
+
+fn address(name: &str, text: &str) -> Result<IpAddr, Refused> {
+    parse_address(text).map_err(|error| {
+        let mut refused = Refused::bad(format!("{name}: {error}"));
+        refused.refusal.column = Some(error.column);
+        refused
+    })
+}
+
+fn flag(name: &str, text: Text<'_>) -> Result<bool, Refused> {
+    match text.as_deref() {
+        None | Some("0" | "false") => Ok(false),
+        // `?all` and `?all=` read like yes.
+        Some("" | "1" | "true") => Ok(true),
+        Some(other) => Err(Refused::bad(format!("{name}={} is neither true nor false", other.escape_debug()))),
+    }
+}
+
 pub(super) fn list(query: &str) -> Result<ListQuery, Refused> {
     let [all, kind, selector] = parameters(query, ["all", "kind", "selector"])?;
-    let all = match all.as_deref() {
-        None | Some("0" | "false") => false,
-        // `?all` and `?all=` read like yes.
-        Some("" | "1" | "true") => true,
-        Some(other) => return Err(Refused::bad(format!("all={} is neither true nor false", other.escape_debug()))),
-    };
+    let all = flag("all", all)?;
     let kind = kind.map(|kind| parse_kind(&kind)).transpose()?;
     Ok(ListQuery { all, kind, selector: selector.filter(|text| !text.trim().is_empty()).map(Cow::into_owned) })
 }
@@ -105,13 +198,26 @@ pub(super) fn none(query: &str) -> Result<(), Refused> {
     parameters(query, []).map(|[]| ())
 }
 
-/// The values of the parameters `names`, in their order.
+/// The values of the parameters `names`, in their order; others are refused.
 fn parameters<'q, const N: usize>(query: &'q str, names: [&str; N]) -> Result<[Option<Cow<'q, str>>; N], Refused> {
+    parameters_of(query, &names, names)
+}
+
+/// The values of the parameters `names`, in their order; what is not `known` is refused.
+fn parameters_of<'q, const N: usize>(
+    query: &'q str,
+    known: &[&str],
+    names: [&str; N],
+) -> Result<[Option<Cow<'q, str>>; N], Refused> {
     let mut values = [const { None }; N];
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {
-        let Some(index) = names.iter().position(|known| *known == name) else {
+        let Some(index) = names.iter().position(|wanted| *wanted == name) else {
+            if known.contains(&&*name) {
+                continue;
+            }
             let error = format!("there is no parameter `{}` here", name.escape_debug());
-            let known = if N == 0 { "it takes none".to_owned() } else { format!("it takes {}", names.join(", ")) };
+            let known =
+                if known.is_empty() { "it takes none".to_owned() } else { format!("it takes {}", known.join(", ")) };
             return Err(Refused::bad(error).remedy(known));
         };
         if values[index].replace(value).is_some() {

@@ -17,6 +17,7 @@ use super::clock::WallClock;
 use super::limits::Limits;
 use super::query::{self, ListQuery, LookupQuery, Moment, Number, Subject};
 use super::registrations::{self, Registrations};
+use super::route;
 use super::watch;
 use crate::collection::story::{Story, Who};
 use crate::collection::view::{ById, Group, Lookup, Reader};
@@ -48,6 +49,7 @@ pub(super) fn router(face: Arc<Face>) -> Router {
         .route("/v1/watch", get(watch::watch))
         .route("/v1/explain", get(explain_number))
         .route("/v1/explain/{id}", get(explain))
+        .route("/v1/route", get(route::route))
         .route("/v1/sources", get(sources))
         .route("/v1/dump", get(dump))
         .route("/livez", get(livez))
@@ -64,7 +66,7 @@ impl Face {
         api::Container::new(container, &self.node, &self.clock)
     }
 
-    fn reader(&self) -> Reader {
+    pub(super) fn reader(&self) -> Reader {
         self.tracker.reader()
     }
 }
@@ -107,7 +109,7 @@ async fn container(State(face): Shared, id: Result<Path<String>, PathRejection>)
 }
 
 /// The container with this id, with the only id that begins so, or with this name.
-fn find<'r>(reader: &'r mut Reader, id: &str) -> Result<&'r Container, Refused> {
+pub(super) fn find<'r>(reader: &'r mut Reader, id: &str) -> Result<&'r Container, Refused> {
     if matches!(reader.by_id(id), ById::Unknown) {
         return by_name(reader, id);
     }
@@ -302,7 +304,7 @@ async fn dump(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response
 
 async fn no_such_path(request: Request) -> Refused {
     Refused::not_found(format!("there is nothing at {}", request.uri().path().escape_debug())).remedy(
-        "the paths begin with /v1/containers, /v1/lookup, /v1/watch, /v1/explain, /v1/sources and /v1/registrations",
+        "the paths begin with /v1/containers, /v1/lookup, /v1/watch, /v1/explain, /v1/route, /v1/sources and /v1/registrations",
     )
 }
 

@@ -94,6 +94,16 @@ impl Task {
         }
     }
 
+    /// Inode number of its net namespace, which is not held by asking.
+    pub fn netns(&self) -> io::Result<u32> {
+        Ok(fstatat(self.dir.as_fd(), "ns/net", AtFlags::empty())?.st_ino as u32)
+    }
+
+    /// Its net namespace itself. Keeps it alive: not to be kept.
+    pub fn open_netns(&self) -> io::Result<OwnedFd> {
+        Ok(openat(&self.dir, "ns/net", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())?)
+    }
+
     /// Its mount namespace's never-reused id; absent before Linux 6.12, and where it may not be asked.
     pub fn generation(&self) -> Option<u64> {
         let namespace = openat(&self.dir, "ns/mnt", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).ok()?;
