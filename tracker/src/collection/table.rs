@@ -82,23 +82,22 @@ impl<V: Clone + Default> Table<V> {
         }
     }
 
-    /// Sets or, with `None`, removes the value of `key`.
-    pub(crate) fn set(&mut self, key: u64, value: Option<V>) {
+    /// Changes the value of `key` where it lies, the default where it has none; `change` says whether it stays.
+    pub(crate) fn change(&mut self, key: u64, change: impl FnOnce(&mut V) -> bool) {
         assert_ne!(key, 0, "0 marks an empty slot");
         let place = Place::of(key);
         let shard = &mut Arc::make_mut(&mut Arc::make_mut(&mut self.root)[place.branch])[place.shard];
-        match (shard.iter().position(|slot| slot.key == key), value) {
-            (Some(at), Some(value)) => Arc::make_mut(shard)[at].value = value,
-            (Some(_), None) => {
+        if let Some(at) = shard.iter().position(|slot| slot.key == key) {
+            if !change(&mut Arc::make_mut(shard)[at].value) {
                 *shard = rebuilt(shard.iter().filter(|slot| slot.key != key).cloned());
                 self.len -= 1;
             }
-            (None, Some(value)) => {
-                let slot = Slot { key, value };
-                *shard = rebuilt(shard.iter().cloned().chain([slot]));
-                self.len += 1;
-            }
-            (None, None) => {}
+            return;
+        }
+        let mut value = V::default();
+        if change(&mut value) {
+            *shard = rebuilt(shard.iter().cloned().chain([Slot { key, value }]));
+            self.len += 1;
         }
     }
 }
@@ -126,6 +125,14 @@ mod tests {
 
     use super::*;
 
+    fn set<V: Clone + Default>(table: &mut Table<V>, key: u64, value: Option<V>) {
+        table.change(key, |slot| {
+            let stays = value.is_some();
+            *slot = value.unwrap_or_default();
+            stays
+        });
+    }
+
     proptest! {
         #[test]
         fn it_holds_what_a_map_holds_and_a_clone_stays_as_it_was(
@@ -135,7 +142,7 @@ mod tests {
             let mut truth = BTreeMap::new();
             let (mut clone, mut clone_truth) = (table.clone(), truth.clone());
             for (step, (key, value)) in steps.into_iter().enumerate() {
-                table.set(key, value);
+                set(&mut table, key, value);
                 match value {
                     Some(value) => truth.insert(key, value),
                     None => truth.remove(&key),
@@ -159,10 +166,10 @@ mod tests {
         let mut table = Table::new();
         let same_shard: Vec<u64> =
             (1..2_000_000).filter(|key| Place::of(*key).branch == 3 && Place::of(*key).shard == 7).take(300).collect();
-        same_shard.iter().for_each(|key| table.set(*key, Some(*key)));
+        same_shard.iter().for_each(|key| set(&mut table, *key, Some(*key)));
         assert_eq!(same_shard.len(), 300);
         assert!(same_shard.iter().all(|key| table.get(*key) == Some(key)));
-        same_shard.iter().for_each(|key| table.set(*key, None));
+        same_shard.iter().for_each(|key| set(&mut table, *key, None));
         assert_eq!(table.len(), 0);
         assert!(same_shard.iter().all(|key| table.get(*key).is_none()));
     }

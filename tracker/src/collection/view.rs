@@ -208,31 +208,37 @@ fn pod_key(container: &Container) -> Option<(Str, Str)> {
 
 fn enter_timeline(table: &mut Table<Timeline>, key: u64, interval: Interval, container: &Arc<Container>) {
     if key != 0 {
-        let mut timeline = table.get(key).cloned().unwrap_or_default();
-        timeline.enter(interval, Arc::clone(container));
-        table.set(key, (!timeline.is_empty()).then_some(timeline));
+        table.change(key, |timeline| {
+            timeline.enter(interval, Arc::clone(container));
+            !timeline.is_empty()
+        });
     }
 }
 
 fn leave_timeline(table: &mut Table<Timeline>, key: u64, instance: u64, opened: BootTime) {
-    if let Some(mut timeline) = table.get(key).cloned() {
-        timeline.leave(instance, opened);
-        table.set(key, (!timeline.is_empty()).then_some(timeline));
+    if table.get(key).is_some() {
+        table.change(key, |timeline| {
+            timeline.leave(instance, opened);
+            !timeline.is_empty()
+        });
     }
 }
 
 fn enter_group(table: &mut Table<Membership>, key: u64, interval: Interval, container: &Arc<Container>) {
     if key != 0 {
-        let mut group = table.get(key).cloned().unwrap_or_default();
-        group.enter(interval, Arc::clone(container));
-        table.set(key, Some(group));
+        table.change(key, |group| {
+            group.enter(interval, Arc::clone(container));
+            true
+        });
     }
 }
 
 fn leave_group(table: &mut Table<Membership>, key: u64, instance: u64) {
-    if let Some(mut group) = table.get(key).cloned() {
-        group.leave(instance);
-        table.set(key, (!group.is_empty()).then_some(group));
+    if table.get(key).is_some() {
+        table.change(key, |group| {
+            group.leave(instance);
+            !group.is_empty()
+        });
     }
 }
 
