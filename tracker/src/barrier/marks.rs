@@ -131,9 +131,7 @@ impl Marks {
             self.watch(&path);
             let Ok((binary, identity)) = open(&path) else { continue };
             let Some(request) = self.book().ask(identity, path, learnt) else { continue };
-            if line.send(Message::Mark { request }, Some(binary.as_fd())).is_err() {
-                self.book().asked.remove(&request);
-            }
+            self.send(request, &binary, line);
         }
     }
 
@@ -146,6 +144,11 @@ impl Marks {
         }
         book.marked.insert(identity, marked);
         None
+    }
+
+    /// Whether the keeper has been asked for a mark and has not answered yet.
+    pub(super) fn is_asking(&self) -> bool {
+        !self.book().asked.is_empty()
     }
 
     /// The keeper has gone, and all marks with it.
@@ -203,9 +206,16 @@ impl Marks {
         };
         self.watch(path);
         if let Some(request) = request {
-            let _ = line.send(Message::Mark { request }, Some(binary.as_fd()));
+            self.send(request, &binary, line);
         }
         Ok(())
+    }
+
+    fn send(&self, request: u64, binary: &File, line: &Line) {
+        if line.send(Message::Mark { request }, Some(binary.as_fd())).is_err() {
+            // Nobody will answer: the next scan asks again.
+            self.book().asked.remove(&request);
+        }
     }
 
     fn watch(&self, path: &Path) {

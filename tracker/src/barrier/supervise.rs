@@ -420,6 +420,10 @@ impl Shared {
     }
 
     fn report_marks(&self) {
+        if self.path.marks.is_asking() {
+            // The answer to the last request reports them all.
+            return;
+        }
         let marked = self.path.marks.list();
         let names: Vec<_> = marked.iter().map(|(path, _)| path.display().to_string()).collect();
         let priority = if self.realtime.load(Ordering::Relaxed) { "" } else { "; without real-time priority" };
