@@ -1,12 +1,14 @@
 //! `tracker demo` shows containers on a host without any runtime, and leaves nothing behind.
 
-use std::path::Path;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use serde_json::Value;
+use tracker_tests::kernel::is_alive;
 use tracker_tests::process::Process;
 use tracker_tests::wait::eventually;
 use tracker_tests::{require, requirement};
@@ -22,6 +24,9 @@ fn the_demo_lists_its_containers_and_removes_them() -> Result<()> {
     if !output.status.success() {
         bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
     }
+
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!said.contains("no OCI runtime"), "it has one: {said}");
 
     let containers: Vec<Value> = serde_json::from_slice(&output.stdout)?;
     assert_eq!(containers.len(), 4);
@@ -42,19 +47,48 @@ fn the_demo_lists_its_containers_and_removes_them() -> Result<()> {
     Ok(())
 }
 
+/// A demo that is making its first container, held up there: it cannot have ended before it is told to.
+fn interrupted(log: &Path) -> Result<(Process, PathBuf)> {
+    let mut command = Command::new(requirement::tracker().map_err(anyhow::Error::msg)?);
+    command.args(["demo", "--once"]).env("TRACKER_DEMO_FAULT", "init-born:delay=500");
+    let demo = Process::start(&mut command, log)?;
+    let place = PathBuf::from(format!("/run/tracker-demo-{}", demo.pid()));
+    let state = place.join("state/web-0-nginx");
+    eventually("its first container is being made", || state.exists().then_some(()));
+    Ok((demo, place))
+}
+
 #[test]
 fn a_demo_that_is_told_to_end_cleans_up_too() -> Result<()> {
     require!(requirement::root(), requirement::tracker(), requirement::demo_runtime());
     let temp = tempfile::tempdir()?;
-    let mut command = Command::new(requirement::tracker().map_err(anyhow::Error::msg)?);
-    // Held up in its first `create`, it cannot have ended before it is told to.
-    command.args(["demo", "--once"]).env("TRACKER_DEMO_FAULT", "init-born:delay=500");
-    let mut demo = Process::start(&mut command, &temp.path().join("log"))?;
-    let place = format!("/run/tracker-demo-{}", demo.pid());
-    let state = Path::new(&place).join("state/web-0-nginx");
-    eventually("its first container is being made", || state.exists().then_some(()));
-    demo.signal(Signal::SIGTERM)?;
-    assert!(demo.wait(Duration::from_secs(30))?.success());
-    assert!(!Path::new(&place).exists());
+    // The last one is what a terminal sends that is closed.
+    for signal in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP] {
+        let (mut demo, place) = interrupted(&temp.path().join("log"))?;
+        demo.signal(signal)?;
+        assert!(demo.wait(Duration::from_secs(30))?.success(), "{signal}");
+        assert!(!place.exists(), "{signal}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_next_demo_cleans_up_after_one_that_was_killed() -> Result<()> {
+    require!(requirement::root(), requirement::tracker(), requirement::demo_runtime());
+    let temp = tempfile::tempdir()?;
+    let (mut killed, place) = interrupted(&temp.path().join("log"))?;
+    killed.signal(Signal::SIGKILL)?;
+    killed.wait(Duration::from_secs(30))?;
+    // The runtime lives on, and ends what it was told to do.
+    let pid_file = place.join("web-0-nginx/pid");
+    let init: u32 = eventually("its first container is there", || fs::read_to_string(&pid_file).ok()?.parse().ok());
+    assert!(is_alive(init), "a kill leaves it behind");
+
+    let (mut next, its_place) = interrupted(&temp.path().join("next"))?;
+    // By this one or another that began meanwhile.
+    eventually("what was left is removed", || (!place.exists() && !is_alive(init)).then_some(()));
+    next.signal(Signal::SIGTERM)?;
+    assert!(next.wait(Duration::from_secs(30))?.success());
+    assert!(!its_place.exists());
     Ok(())
 }

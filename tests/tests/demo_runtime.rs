@@ -90,8 +90,14 @@ fn what_is_no_container_is_refused_and_leaves_nothing() {
         ("user", json!([{"type": "mount"}, {"type": "user"}])),
         ("nowhere", json!([{"type": "mount"}, {"type": "network", "path": "/nonexistent"}])),
     ] {
-        let bundle = place.bundle(name, |config| config["linux"]["namespaces"] = namespaces);
+        let cgroup = format!("tracker-demo-test-{}-{name}", std::process::id());
+        let bundle = place.bundle(name, |config| {
+            config["linux"]["namespaces"] = namespaces;
+            config["linux"]["cgroupsPath"] = json!(format!("/{cgroup}"));
+        });
         assert_eq!(place.create("", &bundle, name).status.code(), Some(1), "{name}");
+        let hierarchies = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(Path::new);
+        assert!(!hierarchies.iter().any(|hierarchy| hierarchy.join(&cgroup).exists()), "{name}");
         assert!(!place.path("state").join(name).exists(), "{name}");
         assert!(!place.pid_file(name).exists(), "{name}");
     }

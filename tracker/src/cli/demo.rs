@@ -2,18 +2,19 @@
 //!
 //! Runs a tracker in this process and starts containers with the demo runtime, which it knows and holds like any
 //! other. On a terminal the list lives until Ctrl-C; elsewhere it is printed once. All that the demo made is removed
-//! at its end, however it ends, but for a `kill -9`.
+//! at its end, however it ends; after a `kill -9`, by the next demo.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
 use clap::Args;
+use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
@@ -24,7 +25,7 @@ use tracker::{Config, Feed, FeedItem, FeedOptions, Handle, Selector, Tracker};
 
 use super::columns::CONTAINER;
 use super::error::Failure;
-use super::output::{self, ListOptions};
+use super::output::{self, Format, ListOptions};
 use super::run::live;
 use super::run::log::{self, LogFormat, Recent};
 
@@ -59,7 +60,7 @@ pub(crate) fn run(demo: &Demo, out: &mut impl Write) -> Result<(), Failure> {
         let remedy = "run it with sudo: containers need new namespaces, and the tracker reads them".to_owned();
         return Err(Failure::Other { error: "the demo needs root".into(), remedy: Some(remedy) });
     }
-    let is_live = !demo.once && io::stdout().is_terminal();
+    let is_live = !demo.once && demo.list.output == Format::Table && io::stdout().is_terminal();
     let recent = is_live.then(Recent::default);
     log::start(LogFormat::Text, recent.clone())?;
 
@@ -67,7 +68,7 @@ pub(crate) fn run(demo: &Demo, out: &mut impl Write) -> Result<(), Failure> {
     // Before anything is made that would have to be removed.
     let mut told = runtime.block_on(async { Told::listen() })?;
     let stage = Stage::set()?;
-    let tracker = Tracker::start(stage.config()).map_err(Failure::other)?;
+    let tracker = Tracker::start(stage.config())?;
     let shown = thread::scope(|scope| {
         let (stop, stopped) = sync_channel(0);
         let (report, failed) = oneshot::channel();
@@ -98,21 +99,27 @@ pub(crate) fn run(demo: &Demo, out: &mut impl Write) -> Result<(), Failure> {
     shown
 }
 
-/// SIGTERM and Ctrl-C.
+/// SIGTERM, Ctrl-C, and the end of the terminal.
 struct Told {
     terminate: Signal,
     interrupt: Signal,
+    hang_up: Signal,
 }
 
 impl Told {
     fn listen() -> io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
     }
 
     async fn end(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
             _ = self.interrupt.recv() => {}
+            _ = self.hang_up.recv() => {}
         }
     }
 }
@@ -145,6 +152,20 @@ async fn all_seen(feed: &mut Feed) {
     }
 }
 
+/// Where each demo makes its directory: a file system that is empty after a restart, whatever happened to us.
+const PLACE: &str = "/run";
+/// Before the demo's pid, in its directory's name.
+const PREFIX: &str = "tracker-demo-";
+
+/// Directories of demos that were killed. One that lives keeps its own; and no other process has our pid.
+fn left_behind() -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(PLACE).into_iter().flatten().flatten().filter_map(|entry| {
+        let owner: u32 = entry.file_name().to_str()?.strip_prefix(PREFIX)?.parse().ok()?;
+        let lives = owner != std::process::id() && Path::new("/proc").join(owner.to_string()).exists();
+        (!lives).then(|| entry.path())
+    })
+}
+
 /// Directories of the demo's own, and the runtime that works in them.
 struct Stage {
     runtime: PathBuf,
@@ -158,8 +179,14 @@ impl Stage {
             let remedy = "it is built with the tracker and belongs beside it".to_owned();
             return Err(Failure::Other { error: format!("find `{}`", runtime.display()), remedy: Some(remedy) });
         }
-        // In a file system that is empty after a restart, whatever happened to us.
-        let dir = PathBuf::from(format!("/run/tracker-demo-{}", std::process::id()));
+        for dir in left_behind() {
+            // Of several demos that begin now, one sees to it.
+            let Ok(opened) = File::open(&dir) else { continue };
+            if let Ok(_lock) = Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+                drop(Self { runtime: runtime.clone(), dir });
+            }
+        }
+        let dir = Path::new(PLACE).join(format!("{PREFIX}{}", std::process::id()));
         fs::create_dir(&dir).map_err(|error| Failure::other(format!("create `{}`: {error}", dir.display())))?;
         Ok(Self { runtime, dir })
     }

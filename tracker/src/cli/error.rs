@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use tracker::StartError;
 use tracker::server::client::{ClientError, is_not_found};
 
 /// A command's end.
@@ -36,6 +37,12 @@ pub(crate) enum Failure {
     /// Everything that there is to say has been printed.
     #[error("")]
     Said,
+}
+
+impl From<StartError> for Failure {
+    fn from(error: StartError) -> Self {
+        Failure::Other { remedy: Some(error.remedy().to_owned()), error: error.to_string() }
+    }
 }
 
 impl Failure {

@@ -43,8 +43,7 @@ pub(crate) fn run(run: Run, socket: Option<PathBuf>) -> Result<(), Failure> {
         error: error.to_string(),
     })?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let tracker = Tracker::start(config)
-        .map_err(|error| Failure::Other { remedy: Some(error.remedy().to_owned()), error: error.to_string() })?;
+    let tracker = Tracker::start(config)?;
     tracing::info!(node = tracker.node(), socket = %server.path().display(), "the tracker runs");
 
     let served = runtime.block_on(async {

@@ -14,6 +14,7 @@ use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, clone, setns};
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::wait::wait;
 use nix::unistd::{Pid, dup2_stderr, dup2_stdin, dup2_stdout, execve, pipe2, sethostname, setsid};
 use tracker::ContainerId;
 use tracker::source::task::{Task, v2_mount_point};
@@ -38,13 +39,13 @@ pub(crate) fn create(
 ) -> Result<(), Failure> {
     let bundle = Bundle::read(bundle)?;
     let state_dir = StateDir::create(root, id)?;
-    let mut init = None;
+    let (mut init, mut cgroup) = (None, None);
     let created = (|| {
-        let cgroup = bundle.cgroup.as_deref().map(make_cgroup).transpose()?.flatten();
+        cgroup = bundle.cgroup.as_deref().map(make_cgroup).transpose()?.flatten();
         let pid = clone_init(&bundle, &state_dir, cgroup.as_deref(), faults)?;
         init = Some(pid);
         faults.reach(Step::InitBorn)?;
-        write_state(&state_dir, pid, &bundle, cgroup, faults)?;
+        write_state(&state_dir, pid, &bundle, cgroup.clone(), faults)?;
         faults.reach(Step::StateWritten)?;
         match (pid_file, &faults.pid_file) {
             (None, _) | (_, Some(Lie::None)) => Ok(()),
@@ -56,6 +57,12 @@ pub(crate) fn create(
         if let Some(pid) = init {
             // It may have ended by itself.
             let _ = kill(pid, Signal::SIGKILL);
+        }
+        // The only children that there are, until there is none.
+        while wait().is_ok() {}
+        if let Some(cgroup) = cgroup {
+            // Others may have entered it.
+            let _ = fs::remove_dir(cgroup);
         }
         state_dir.remove()?;
     }
