@@ -3,7 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
-use crate::workspace::{as_root, cargo, succeed, target};
+use crate::workspace::{as_root, become_it, cargo, succeed, target};
 
 #[derive(Args)]
 pub(crate) struct Build {
@@ -58,6 +58,6 @@ impl Run {
         if self.example.is_none() {
             run.args(["run", "--live"]);
         }
-        succeed(run.args(&self.arguments))
+        become_it(run.args(&self.arguments))
     }
 }

@@ -4,6 +4,7 @@
 //! it was. Knows nothing of what is built.
 
 use std::env;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -47,6 +48,12 @@ pub(crate) fn succeed(command: &mut Command) -> Result<()> {
         bail!("`{}`: {status}", shown(command));
     }
     Ok(())
+}
+
+/// Makes this process the command: a Ctrl-C is then for that alone, and the terminal is given back when it has ended.
+pub(crate) fn become_it(command: &mut Command) -> Result<()> {
+    let error = command.exec();
+    Err(error).with_context(|| format!("start `{}`", shown(command)))
 }
 
 /// Runs a command to its end and returns what it printed.

@@ -127,10 +127,16 @@ impl Marks {
     /// Asks the keeper to mark every candidate that has no mark. Opens files: not for a thread that must go on.
     pub(super) fn scan(&self, line: &Line) {
         let paths: Vec<(PathBuf, bool)> = self.book().paths().map(|(path, learnt)| (path.clone(), learnt)).collect();
-        for (path, learnt) in paths {
-            self.watch(&path);
-            let Ok((binary, identity)) = open(&path) else { continue };
-            let Some(request) = self.book().ask(identity, path, learnt) else { continue };
+        let asked: Vec<(u64, File)> = paths
+            .into_iter()
+            .filter_map(|(path, learnt)| {
+                self.watch(&path);
+                let (binary, identity) = open(&path).ok()?;
+                Some((self.book().ask(identity, path, learnt)?, binary))
+            })
+            .collect();
+        // Not before all are in the book: the last answer is known to be the last one then.
+        for (request, binary) in asked {
             self.send(request, &binary, line);
         }
     }
