@@ -8,6 +8,7 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracker::server::api::Container;
 use tracker::server::clock::WallClock;
 use tracker::{FeedOptions, Handle, Selector};
+use unicode_width::UnicodeWidthChar;
 
 use super::log::Recent;
 use crate::cli::columns::CONTAINER;
@@ -57,11 +58,21 @@ impl Screen {
         let frame = &frame[..frame.len().min(usize::max(height, 2) - 1)];
         for line in frame {
             // A line that wraps would be more lines than we go up.
-            writeln!(out, "{}", line.chars().take(width).collect::<String>())?;
+            writeln!(out, "{}", cut(line, width))?;
         }
         self.lines = frame.len();
         out.flush()
     }
+}
+
+/// As much of a line as has room in this many columns: a character may take two, or none.
+fn cut(line: &str, columns: usize) -> &str {
+    let mut used = 0;
+    let first_without_room = line.char_indices().find(|(_, c)| {
+        used += c.width().unwrap_or_default();
+        used > columns
+    });
+    first_without_room.map_or(line, |(end, _)| &line[..end])
 }
 
 fn frame(tracker: &Handle, recent: &Recent, clock: &WallClock) -> Vec<String> {
@@ -82,4 +93,22 @@ fn frame(tracker: &Handle, recent: &Recent, clock: &WallClock) -> Vec<String> {
     table(&mut text, &rows, &columns, true).expect("writing to memory does not fail");
     lines.extend(String::from_utf8_lossy(&text).lines().map(str::to_owned));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::cut;
+
+    #[test]
+    fn lines_are_cut_by_columns_not_by_characters() {
+        for (line, columns, expected) in [
+            ("name", 4, "name"),
+            ("name", 3, "nam"),
+            ("猫の名前", 5, "猫の"),
+            ("e\u{301}a", 1, "e\u{301}"),
+            ("", 0, ""),
+        ] {
+            assert_eq!(cut(line, columns), expected, "{line}");
+        }
+    }
 }

@@ -1,12 +1,16 @@
 //! Where the daemon's log goes: standard error, or its last lines above the live list.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::ValueEnum;
+use jiff::Timestamp;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
 
 use crate::cli::error::Failure;
 
@@ -29,13 +33,24 @@ pub(crate) fn start(format: LogFormat, recent: Option<Recent>) -> Result<(), Fai
     })?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter);
     let started = match (recent, format) {
-        (Some(recent), _) => builder.with_ansi(false).with_target(false).with_writer(recent).try_init(),
+        (Some(recent), _) => {
+            builder.with_ansi(false).with_target(false).with_timer(TimeOfDay).with_writer(recent).try_init()
+        }
         (None, LogFormat::Json) => builder.json().with_writer(io::stderr).try_init(),
         (None, LogFormat::Text) => {
             builder.with_ansi(io::IsTerminal::is_terminal(&io::stderr())).with_writer(io::stderr).try_init()
         }
     };
     started.map_err(Failure::other)
+}
+
+/// When a line above the live list was written: short, for there are few columns, and what matters is the message.
+struct TimeOfDay;
+
+impl FormatTime for TimeOfDay {
+    fn format_time(&self, to: &mut Writer<'_>) -> fmt::Result {
+        write!(to, "{}", Timestamp::now().strftime("%H:%M:%S"))
+    }
 }
 
 /// The last lines of the log.
