@@ -41,28 +41,52 @@ pub struct Config {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("read the configuration `{path}`: {source}")]
+    #[error("read the configuration `{path}`: {error}")]
     Read {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
-    /// The file is not what is expected; the source names line and column.
-    #[error("understand the configuration `{path}`: {source}")]
+    /// The file is not what is expected; the error names line and column.
+    #[error("understand the configuration `{path}`: {error}")]
     Parse {
         /// The file.
         path: PathBuf,
         /// Where and why.
-        source: Box<toml::de::Error>,
+        error: Box<toml::de::Error>,
     },
 }
 
 impl Config {
     /// Reads a file of TOML.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        toml::from_str(&text).map_err(|source| ConfigError::Parse { path: path.to_owned(), source: Box::new(source) })
+        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error: Box::new(error) })
+    }
+}
+
+#[cfg(all(test, feature = "containerd"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_operators_manual_lists_every_key_with_its_default() {
+        let manual = include_str!("../../docs/operating.md");
+        let listed = manual.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+        let mut config: Config = toml::from_str(listed).unwrap();
+        // These have no value by default, so that an example stands for them.
+        let examples = (config.node.take(), config.server.group.take(), config.barrier.keeper_program.take());
+        assert!(matches!(examples, (Some(_), Some(_), Some(_))));
+        let default = format!("{:#?}", Config::default());
+        assert_eq!(format!("{config:#?}"), default);
+        for line in default.lines() {
+            // Struct fields, and not the elements of lists.
+            let Some((name, _)) = line.trim().split_once(": ") else { continue };
+            let key = name.replace('_', "-");
+            let is_listed =
+                listed.lines().any(|line| line.starts_with(&format!("{key} =")) || line.contains(&format!("{key}]")));
+            assert!(is_listed, "`{key}` is not in docs/operating.md");
+        }
     }
 }

@@ -56,12 +56,12 @@ const LONGEST_LOOK: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// A thread could not be started.
-    #[error("start the thread `{name}`: {source}")]
+    #[error("start the thread `{name}`: {error}")]
     Thread {
         /// Which one.
         name: &'static str,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// Pid 1 could not be looked at, so the host's own namespaces are unknown.
     #[error("read the namespaces of pid 1: {0}")]
@@ -73,7 +73,7 @@ impl StartError {
     pub fn remedy(&self) -> &'static str {
         match self {
             StartError::Thread { .. } => "raise the limits of open files and processes",
-            StartError::Host(_) => "run as root, in the host's pid namespace, with /proc mounted",
+            StartError::Host(_) => "run as root with CAP_SYS_PTRACE, in the host's pid namespace, with /proc mounted",
         }
     }
 }
@@ -159,10 +159,10 @@ impl Tracker {
         let writer = start_writer(writer)?;
 
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tracker-io").enable_all().build();
-        let runtime = runtime.map_err(|source| StartError::Thread { name: "tracker-io", source })?;
+        let runtime = runtime.map_err(|error| StartError::Thread { name: "tracker-io", error })?;
         let handle = Handle { node, facts, published, health, stats, routes: None };
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let stop = stop.map_err(|errno| StartError::Thread { name: "tracker-kernel", source: errno.into() })?;
+        let stop = stop.map_err(|errno| StartError::Thread { name: "tracker-kernel", error: errno.into() })?;
         let tracker = Tracker {
             handle,
             cancel,
@@ -286,7 +286,7 @@ impl Tracker {
 
     fn start_thread(&mut self, name: &'static str, body: impl FnOnce() + Send + 'static) -> Result<(), StartError> {
         let thread = std::thread::Builder::new().name(name.into()).spawn(body);
-        self.threads.push(thread.map_err(|source| StartError::Thread { name, source })?);
+        self.threads.push(thread.map_err(|error| StartError::Thread { name, error })?);
         Ok(())
     }
 
@@ -495,7 +495,7 @@ impl Handle {
     ) -> Result<Arc<HookStats>, StartError> {
         let (hook, thread, stats) = Hook::new(name, step, selector, budget, callback);
         let builder = std::thread::Builder::new().name(format!("hook-{name}"));
-        builder.spawn(|| thread.run()).map_err(|source| StartError::Thread { name: "hook", source })?;
+        builder.spawn(|| thread.run()).map_err(|error| StartError::Thread { name: "hook", error })?;
         // After the end there is nothing to be called for.
         let _ = self.facts.sender().blocking_send(Delivery::Ask(Ask::Hook(hook)));
         Ok(stats)
@@ -526,7 +526,7 @@ pub fn place_of(container: &Container) -> Option<Place> {
 }
 
 fn start_writer(writer: Writer) -> Result<JoinHandle<()>, StartError> {
-    let failed = |source| StartError::Thread { name: "tracker-writer", source };
+    let failed = |error| StartError::Thread { name: "tracker-writer", error };
     let waits = Builder::new_current_thread().enable_time().build().map_err(failed)?;
     let thread = std::thread::Builder::new().name("tracker-writer".into());
     let body = move || {

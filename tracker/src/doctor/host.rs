@@ -7,9 +7,10 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use procfs::process::Process;
 
 use super::{Check, Verdict};
+use crate::source::task::{host_namespaces, own_namespaces};
 
 pub(super) fn checks() -> Vec<Check> {
-    let mut checks = vec![root(), pid_namespace()];
+    let mut checks = vec![root(), pid_namespace(), mount_namespace()];
     checks.extend(capabilities());
     checks.push(cgroups());
     checks
@@ -57,8 +58,29 @@ fn pid_namespace() -> Check {
     }
 }
 
+fn mount_namespace() -> Check {
+    let subject = "host mount namespace";
+    match host_namespaces() {
+        Some(host) if own_namespaces().is_ok_and(|own| own.mnt == host.mnt) => Check::ok(subject, "yes"),
+        Some(_) => Check::lacking(
+            Verdict::Warn,
+            subject,
+            "in another one than pid 1",
+            "only starts from this one are held, and paths of bundles may mean other files",
+            "run on the host itself: `nsenter --target 1 --mount tracker run`",
+        ),
+        None => Check::lacking(
+            Verdict::Fail,
+            subject,
+            "the namespaces of pid 1 cannot be read",
+            "what is the host's cannot be told from what is a container's: the tracker does not start",
+            "run as root with CAP_SYS_PTRACE, and with /proc mounted",
+        ),
+    }
+}
+
 /// Numbers from `include/uapi/linux/capability.h`; what each is for is told in docs/operating.md too.
-const CAPABILITIES: [(u32, &str, Verdict, &str); 7] = [
+const CAPABILITIES: [(u32, &str, Verdict, &str); 6] = [
     (
         39,
         "CAP_BPF",
@@ -75,20 +97,14 @@ const CAPABILITIES: [(u32, &str, Verdict, &str); 7] = [
     (
         19,
         "CAP_SYS_PTRACE",
-        Verdict::Warn,
-        "runtimes' command lines and others' namespaces cannot be read: starts are not held",
+        Verdict::Fail,
+        "others' namespaces cannot be read, not even the host's: the tracker does not start",
     ),
     (
         2,
         "CAP_DAC_READ_SEARCH",
         Verdict::Warn,
         "bundles that only their owner may read stay unread: no image, pod or labels from them",
-    ),
-    (
-        24,
-        "CAP_SYS_RESOURCE",
-        Verdict::Warn,
-        "on kernels that count BPF memory against RLIMIT_MEMLOCK (before 5.11) maps may not fit",
     ),
     (
         23,

@@ -7,13 +7,12 @@ use aya::maps::MapType;
 use aya::sys::is_map_supported;
 use nix::errno::Errno;
 use nix::sys::fanotify::{EventFFlags, Fanotify, InitFlags, MarkFlags, MaskFlags};
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{Check, Verdict};
 use crate::source::kernel;
 
 pub(super) fn checks() -> Vec<Check> {
-    vec![release(), btf(), ring_buffer(), probes(), lockdown(), bpffs(), fanotify(), ptrace_scope()]
+    vec![release(), btf(), ring_buffer(), probes(), lockdown(), fanotify(), ptrace_scope()]
 }
 
 const NO_KERNEL_SOURCE: &str = "no kernel source: nothing is known before a scan of /proc finds it (grade observed)";
@@ -95,20 +94,6 @@ fn lockdown() -> Check {
     }
     let shown = ["[integrity]", "[none]"].into_iter().find(|word| mode.contains(word));
     Check::ok("lockdown", shown.map_or("not shown here", |word| word.trim_matches(['[', ']'])))
-}
-
-fn bpffs() -> Check {
-    let path = "/sys/fs/bpf";
-    match statfs(path) {
-        Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => Check::ok("bpffs", path),
-        _ => Check::lacking(
-            Verdict::Warn,
-            "bpffs",
-            format!("not mounted at {path}"),
-            "maps cannot be pinned for other programs",
-            "mount -t bpf bpf /sys/fs/bpf",
-        ),
-    }
 }
 
 /// Makes a group as the keeper does, and marks a file of our own with it. Nobody executes that file.

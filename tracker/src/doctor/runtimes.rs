@@ -1,12 +1,17 @@
 //! Which runtimes are here, and whether a tracker runs.
 
+use std::collections::HashSet;
 use std::fs;
-use std::io;
+use std::io::{self, Read, Write};
+use std::os::fd::AsRawFd;
 #[cfg(feature = "containerd")]
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, socket};
 
 use super::{Check, Verdict};
 use crate::barrier::{self, KNOWN_RUNTIMES};
@@ -31,6 +36,9 @@ fn oci_runtimes(config: &barrier::Config) -> Vec<Check> {
         })
     });
     let known = KNOWN_RUNTIMES.iter().filter(|_| config.known_paths).map(Path::new);
+    // Where `/usr` is merged, and elsewhere by links, one file has several names.
+    let mut files: HashSet<PathBuf> = config.runtimes.iter().filter_map(|path| path.canonicalize().ok()).collect();
+    let known = known.filter(|path| path.canonicalize().is_ok_and(|file| files.insert(file)));
     let found: Vec<Check> = configured.chain(known.filter_map(oci_runtime)).collect();
     if !found.is_empty() {
         return found;
@@ -45,8 +53,7 @@ fn oci_runtimes(config: &barrier::Config) -> Vec<Check> {
 }
 
 fn oci_runtime(path: &Path) -> Option<Check> {
-    // In merged-/usr systems one file has several names: a link is not another runtime.
-    let metadata = fs::symlink_metadata(path).ok().filter(|metadata| metadata.is_file())?;
+    let metadata = fs::metadata(path).ok().filter(|metadata| metadata.is_file())?;
     let subject = format!("OCI runtime {}", path.display());
     if metadata.uid() == 0 && metadata.permissions().mode() & 0o022 == 0 {
         return Some(Check::ok(subject, "is there"));
@@ -98,7 +105,7 @@ fn containerd_at(path: &Path) -> Option<Check> {
         let found = format!("not a socket of root's (uid {})", metadata.uid());
         return Some(Check::lacking(Verdict::Warn, subject, found, NO_CONTAINERD, "see who made it: it is not asked"));
     }
-    Some(match UnixStream::connect(path) {
+    Some(match connect(path) {
         Ok(_) => Check::ok(subject, "accepts connections"),
         Err(error) => {
             let found = format!("connect: {error}");
@@ -108,14 +115,105 @@ fn containerd_at(path: &Path) -> Option<Check> {
     })
 }
 
-/// Whether a tracker runs: a line for people, not a lack.
+/// Whether a tracker runs: that none does is a line for people, not a lack.
 pub(super) fn tracker(socket: &Path) -> Check {
     let subject = "tracker";
-    match UnixStream::connect(socket) {
-        Ok(_) => Check::ok(subject, format!("runs and listens at {}", socket.display())),
+    let silent = |found: String| {
+        Check::lacking(
+            Verdict::Warn,
+            subject,
+            format!("{} is listened at, but {found}", socket.display()),
+            "nobody can ask it, and each start is held for the whole of its budget, or not at all",
+            "see whether it is stopped (`T` in `ps -o stat`) or starved of processor time; else restart it",
+        )
+    };
+    match connect(socket).map(is_alive) {
+        Ok(Ok(true)) => Check::ok(subject, format!("runs, and answers at {}", socket.display())),
+        Ok(Ok(false)) => silent("what answers there is no tracker that is well".to_owned()),
+        Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => {
+            silent(format!("nobody answered within {} s", PATIENCE.as_secs()))
+        }
+        Ok(Err(error)) => silent(format!("nobody answered: {error}")),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            silent("nobody takes the connections that wait".to_owned())
+        }
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
             Check::ok(subject, format!("{} is not for this user", socket.display()))
         }
         Err(_) => Check::ok(subject, format!("none listens at {}", socket.display())),
+    }
+}
+
+/// How long one that is well may take to say so.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Asks `/livez`: a process that is stopped still accepts connections, for it is the kernel that does.
+fn is_alive(mut stream: UnixStream) -> io::Result<bool> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.write_all(b"GET /livez HTTP/1.1\r\nHost: tracker\r\nConnection: close\r\n\r\n")?;
+    let expected = b"HTTP/1.1 200 ";
+    let mut answer = [0; 13];
+    stream.read_exact(&mut answer)?;
+    Ok(answer == *expected)
+}
+
+/// Connects without waiting: a listener that is stopped has a queue, and that may be full.
+fn connect(path: &Path) -> io::Result<UnixStream> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    socket::connect(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    let stream = UnixStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_runtime_may_be_a_link_and_is_told_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, link) = (directory.path().join("runtime"), directory.path().join("link"));
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, &link).unwrap();
+        let config = barrier::Config { runtimes: vec![link.clone()], known_paths: false, ..Default::default() };
+        let [check] = &oci_runtimes(&config)[..] else { panic!("one check") };
+        assert!(check.subject.ends_with("link") && check.found != "no such file", "{check:?}");
+
+        let config = barrier::Config { runtimes: vec![directory.path().join("none")], ..config };
+        assert_eq!(oci_runtimes(&config)[0].found, "no such file");
+    }
+
+    #[test]
+    fn only_what_answers_well_runs() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        assert!(tracker(&path).found.starts_with("none listens at"));
+        let listener = UnixListener::bind(&path).unwrap();
+        for (answer, verdict) in [
+            ("HTTP/1.1 200 OK\r\n\r\n", Verdict::Ok),
+            ("HTTP/1.1 503 Service Unavailable\r\n\r\n", Verdict::Warn),
+            ("220 mail.example ESMTP\r\n", Verdict::Warn),
+            ("", Verdict::Warn),
+        ] {
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    // The whole request first: closing on bytes that were not read would be a reset.
+                    let _ = stream.read(&mut [0; 1024]).unwrap();
+                    stream.write_all(answer.as_bytes()).unwrap();
+                });
+                let check = tracker(&path);
+                assert_eq!(check.verdict, verdict, "{answer:?}: {}", check.found);
+            });
+        }
+        // Nobody accepts: the kernel takes some, and then no more.
+        let waiting: Vec<_> = std::iter::from_fn(|| connect(&path).ok()).take(10_000).collect();
+        assert!(waiting.len() < 10_000);
+        assert!(tracker(&path).found.ends_with("nobody takes the connections that wait"));
     }
 }
