@@ -6,6 +6,8 @@ use std::process::ExitCode;
 use tracker::StartError;
 use tracker::server::client::{ClientError, is_not_found};
 
+use super::output::escape;
+
 /// A command's end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
@@ -24,8 +26,13 @@ pub(crate) enum Failure {
         remedy: String,
     },
     /// It was asked for one thing, and there is none.
-    #[error("{0}")]
-    NotFound(String),
+    #[error("{error}")]
+    NotFound {
+        /// What there is none of.
+        error: String,
+        /// Where else to look.
+        remedy: &'static str,
+    },
     /// All else.
     #[error("{error}")]
     Other {
@@ -57,7 +64,8 @@ impl Failure {
             Failure::Client(error) => error.remedy(),
             Failure::Usage { remedy, .. } => Some(remedy.clone()),
             Failure::Other { remedy, .. } => remedy.clone(),
-            Failure::Output(_) | Failure::NotFound(_) | Failure::Said => None,
+            Failure::NotFound { remedy, .. } => Some((*remedy).to_owned()),
+            Failure::Output(_) | Failure::Said => None,
         }
     }
 
@@ -69,11 +77,13 @@ impl Failure {
             return ExitCode::SUCCESS;
         }
         if !matches!(self, Failure::Said) {
-            let _ = writeln!(to, "error: {self}");
+            // Selectors are shown in lines of their own; paths and ids in here are whatever somebody chose.
+            let lines: Vec<_> = self.to_string().lines().map(|line| escape(line).into_owned()).collect();
+            let _ = writeln!(to, "error: {}", lines.join("\n"));
         }
         if let Failure::Client(ClientError::Refused { refusal, .. }) = self {
             for candidate in &refusal.candidates {
-                let _ = writeln!(to, "  {candidate}");
+                let _ = writeln!(to, "  {}", escape(candidate));
             }
         }
         if let Some(remedy) = self.remedy() {
@@ -81,7 +91,7 @@ impl Failure {
         }
         match self {
             Failure::Usage { .. } => ExitCode::from(2),
-            Failure::NotFound(_) => ExitCode::from(3),
+            Failure::NotFound { .. } => ExitCode::from(3),
             Failure::Client(ClientError::Refused { status: 400, .. }) => ExitCode::from(2),
             Failure::Client(error) if is_not_found(error) => ExitCode::from(3),
             _ => ExitCode::FAILURE,
@@ -104,7 +114,11 @@ mod tests {
         assert_eq!(usage.report(&mut said), ExitCode::from(2));
         assert_eq!(said, b"error: no such column\nremedy: choose another\n");
 
-        assert_eq!(Failure::NotFound("none".into()).report(&mut said), ExitCode::from(3));
+        let not_found = Failure::NotFound { error: "none".into(), remedy: "look elsewhere" };
+        assert_eq!(not_found.report(&mut said), ExitCode::from(3));
+        said.clear();
+        assert_eq!(Failure::other("read /a\x1b[2J/config.json:\n  ^").report(&mut said), ExitCode::FAILURE);
+        assert_eq!(said, b"error: read /a\\u{1b}[2J/config.json:\n  ^\n");
         assert_eq!(Failure::other("broken").report(&mut said), ExitCode::FAILURE);
     }
 }

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use tracker::server::api::{Story, StoryLine};
 use tracker::server::client::{Client, encode_segment};
 
@@ -24,6 +25,7 @@ pub(crate) struct Explain {
 #[group(required = true, multiple = false)]
 struct Who {
     /// Its id, the beginning of its id, or its name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     id: Option<String>,
     /// Its init pid.
     #[arg(long)]

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use nix::fcntl::OFlag;
 use tracker::container::Domain;
 use tracker::server::api::Container;
@@ -19,6 +20,7 @@ use super::output::{self, Format, ListOptions};
 #[derive(Debug, Args)]
 pub(crate) struct Inspect {
     /// Its id, the beginning of its id, or its name.
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     id: String,
     /// Show its OCI bundle's config.json, as it is on the disk now.
     #[arg(long, conflicts_with_all = ["columns", "no_headers"])]
@@ -57,7 +59,10 @@ pub(crate) async fn run(inspect: Inspect, client: &Client, out: &mut impl Write)
 
 fn read_config(container: &Container) -> Result<serde_json::Value, Failure> {
     let Some(bundle) = &container.bundle else {
-        return Err(Failure::NotFound(format!("the bundle of {} is not known", output::escape(&container.id))));
+        return Err(Failure::NotFound {
+            error: format!("the bundle of {} is not known", output::escape(&container.id)),
+            remedy: "`tracker explain` tells why",
+        });
     };
     if let Domain::Container(outer) = container.domain {
         let what = "its bundle is inside another container and means another file here: look below";

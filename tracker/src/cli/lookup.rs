@@ -70,9 +70,15 @@ pub(crate) async fn run(ask: Ask, client: &Client, out: &mut impl Write) -> Resu
         (_, Answer::Containers) => output::list(out, found.containers, CONTAINER, |c| &c.id, &ask.list)?,
     }
     match answer {
-        Answer::Unknown => {
-            Err(Failure::NotFound(format!("{name} {}: unknown at {}", output::escape(&value), found.at)))
-        }
+        Answer::Unknown => Err(Failure::NotFound {
+            error: format!("{name} {}: unknown at {}", output::escape(&value), found.at),
+            remedy: match name {
+                "pid" => {
+                    "by pid, only a container's init is known; of any process: --mntns $(stat -Lc %i /proc/PID/ns/mnt)"
+                }
+                _ => "what is over is kept for a while only; `tracker sources` tells whether something was missed",
+            },
+        }),
         Answer::Host | Answer::Containers => Ok(()),
     }
 }

@@ -37,7 +37,8 @@ pub(crate) struct Arguments {
     /// The tracker's debug socket.
     ///
     /// Without it: where the configuration says (`run`), else /run/tracker/tracker.sock.
-    #[arg(long, global = true, env = "TRACKER_SOCKET", value_name = "PATH")]
+    // In every command's help: behind what is the command's own.
+    #[arg(long, global = true, env = "TRACKER_SOCKET", value_name = "PATH", display_order = 900)]
     socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
