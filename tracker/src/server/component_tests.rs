@@ -361,15 +361,3 @@ async fn every_metric_is_in_the_operators_manual_and_the_other_way_round() {
     documented.sort();
     assert_eq!(exposed, documented);
 }
-
-#[cfg(feature = "containerd")]
-#[test]
-fn the_documented_configuration_is_the_default_one() {
-    let manual = include_str!("../../../docs/operating.md");
-    let example = manual.split("```toml").nth(1).unwrap().split("```").next().unwrap();
-    let mut config: crate::Config = toml::from_str(example).unwrap();
-    // What is an example of a value rather than the default.
-    config.node = None;
-    config.server.group = None;
-    assert_eq!(format!("{config:?}"), format!("{:?}", crate::Config::default()));
-}
