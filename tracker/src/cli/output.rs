@@ -154,8 +154,13 @@ pub(crate) fn list<T: Serialize>(
 
 /// Pretty JSON, one value, one line break at its end.
 pub(crate) fn json<T: Serialize>(out: &mut impl Write, value: &T) -> io::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, value)?;
-    writeln!(out)
+    writeln!(out, "{}", escape_json(&serde_json::to_string_pretty(value)?))
+}
+
+/// JSON text without anything that a terminal would act upon: the same value. JSON itself spells out the lower control
+/// characters alone, and what is spelt out here stands nowhere but in strings.
+pub(crate) fn escape_json(text: &str) -> Cow<'_, str> {
+    spell_out(text, |c| c != '\n' && acts(c), |c, to| to.push_str(&format!("\\u{:04x}", u32::from(c))))
 }
 
 /// YAML, one document.
@@ -241,17 +246,23 @@ impl PartialOrd for Ranked {
 
 /// `text` without anything that a terminal would act upon instead of showing it.
 pub(crate) fn escape(text: &str) -> Cow<'_, str> {
-    let acts = |c: char| {
-        c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-    };
-    if !text.contains(acts) {
+    spell_out(text, acts, |c, to| to.extend(c.escape_default()))
+}
+
+/// Whether a terminal does something else than to show it: control characters, and those that turn the direction of text.
+fn acts(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+fn spell_out(text: &str, which: fn(char) -> bool, how: fn(char, &mut String)) -> Cow<'_, str> {
+    if !text.contains(which) {
         return Cow::Borrowed(text);
     }
-    let mut escaped = String::with_capacity(text.len() + 8);
+    let mut spelt = String::with_capacity(text.len() + 8);
     for c in text.chars() {
-        if acts(c) { escaped.extend(c.escape_default()) } else { escaped.push(c) }
+        if which(c) { how(c, &mut spelt) } else { spelt.push(c) }
     }
-    Cow::Owned(escaped)
+    Cow::Owned(spelt)
 }
 
 #[cfg(test)]
@@ -337,7 +348,16 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_acts_on_a_terminal(text in any::<String>()) {
-            prop_assert!(!escape(&text).chars().any(char::is_control));
+            prop_assert!(!escape(&text).chars().any(acts));
+        }
+
+        #[test]
+        fn json_says_the_same_and_acts_on_no_terminal(text in "(\\PC|[\u{0}-\u{9f}\u{2028}-\u{202e}])*") {
+            let mut out = Vec::new();
+            json(&mut out, &text).unwrap();
+            let printed = String::from_utf8(out).unwrap();
+            prop_assert!(!printed.trim_end_matches('\n').chars().any(acts), "{printed:?}");
+            prop_assert_eq!(serde_json::from_str::<String>(&printed).unwrap(), text);
         }
     }
 }

@@ -10,7 +10,7 @@ use tracker::server::client::Client;
 
 use super::columns::short;
 use super::error::Failure;
-use super::output::{Format, escape};
+use super::output::{Format, escape, escape_json};
 use super::picked::Picked;
 
 /// Print every change as it happens, until interrupted.
@@ -27,7 +27,7 @@ pub(crate) async fn run(watch: Watch, client: &Client, out: &mut impl Write) -> 
     let mut lines = client.watch(&watch.picked.query()).await?;
     if watch.output == Format::Json {
         while let Some(line) = lines.next_text().await? {
-            out.write_all(&line)?;
+            out.write_all(escape_json(&String::from_utf8_lossy(&line)).as_bytes())?;
             out.flush()?;
         }
         return Err(ended());
