@@ -61,6 +61,23 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// The same, where each bound is one that clocks and counters can keep: a day, 65,536 peers.
+    pub(super) fn in_reason(self) -> Self {
+        const MOST: usize = 1 << 16;
+        const DAY: u64 = 86_400;
+        Self {
+            connections: self.connections.min(MOST),
+            watchers: self.watchers.min(MOST),
+            registrations: self.registrations.min(MOST),
+            header_bytes: self.header_bytes.max(8192),
+            body_bytes: self.body_bytes,
+            header_seconds: self.header_seconds.min(DAY),
+            stall_seconds: self.stall_seconds.min(DAY),
+        }
+    }
+}
+
 /// Peers over the limit that are being told so at the same time; more are disconnected without a word.
 const REFUSALS: usize = 16;
 /// Time to tell them.
@@ -143,7 +160,7 @@ async fn converse(stream: UnixStream, peer: Peer, router: Router, limits: Limits
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(Duration::from_secs(limits.header_seconds))
-        .max_buf_size(limits.header_bytes.max(8192))
+        .max_buf_size(limits.header_bytes)
         .serve_connection(TokioIo::new(Impatient::new(stream, Duration::from_secs(limits.stall_seconds))), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
@@ -273,7 +290,7 @@ mod tests {
                 .route("/long", get(|| async { vec![b'x'; 16 << 20] }))
                 .route("/echo", post(|body: String| async move { body }));
             let cancel = CancellationToken::new();
-            let done = tokio::spawn(serve(listener, router, limits, admit, cancel.clone()));
+            let done = tokio::spawn(serve(listener, router, limits.in_reason(), admit, cancel.clone()));
             Self { path, cancel, done, _directory: directory }
         }
 
@@ -321,6 +338,26 @@ mod tests {
             format!("POST /echo HTTP/1.1\r\nhost: t\r\nconnection: close\r\ncontent-length: {}\r\n\r\n", body.len());
         let answer = served.ask((head + &body).as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn limits_of_any_size_are_served() {
+        let most = usize::MAX;
+        let widest = Limits {
+            connections: most,
+            watchers: most,
+            registrations: most,
+            header_bytes: most,
+            body_bytes: most,
+            header_seconds: u64::MAX,
+            stall_seconds: u64::MAX,
+        };
+        let narrowest =
+            Limits { connections: 1, header_bytes: 0, body_bytes: 0, stall_seconds: 0, ..Limits::default() };
+        for limits in [widest, narrowest] {
+            let served = Served::start(limits, anyone);
+            assert!(served.ask(SHORT).await.ends_with("short"), "{limits:?}");
+        }
     }
 
     #[tokio::test]

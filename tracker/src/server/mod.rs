@@ -79,7 +79,7 @@ impl Server {
     /// Answers until `cancel`, then removes the socket. Needs a tokio runtime with io and time.
     pub async fn serve(self, tracker: Handle, cancel: CancellationToken) -> io::Result<()> {
         let listener = UnixListener::from_std(self.socket.listener()?)?;
-        let limits = self.config.limits;
+        let limits = self.config.limits.in_reason();
         let face = Face {
             node: tracker.node().into(),
             tracker,

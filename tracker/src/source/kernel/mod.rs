@@ -59,7 +59,8 @@ const PROGRAMS: [(&str, &str); 6] = [
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
 pub struct Config {
-    /// Size of the ring buffer; a power of two, at least a page. A full one is a counted loss and an audit.
+    /// Size of the ring buffer, from a page to 1 GiB, rounded up to a power of two. A full one is a counted loss and an
+    /// audit.
     pub ring_bytes: u32,
     /// Mount namespaces that can be known at one time. Of those made outside the initial user namespace, where anybody may
     /// make them, the probes take in an eighth of that, and scans as many again.
@@ -76,6 +77,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The ring buffer's size within its limits.
+    fn ring_bytes(&self) -> u32 {
+        self.ring_bytes.clamp(4096, 1 << 30)
+    }
+
     fn foreign_max(&self) -> u64 {
         u64::from(self.max_namespaces / 8)
     }
@@ -209,7 +215,7 @@ impl Kernel {
             .btf(Some(&btf))
             .override_global("SETUP", &setup, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
-            .map_max_entries("RECORDS", config.ring_bytes)
+            .map_max_entries("RECORDS", config.ring_bytes())
             .map_max_entries("KNOWN", config.max_namespaces)
             .map_max_entries("MOUNT_NAMESPACES", config.max_namespaces)
             .load(OBJECT)

@@ -55,7 +55,7 @@ impl Machine {
             hierarchy: self.hierarchy.into(),
             foreign_max: config.foreign_max(),
             foreign_wake_ns: 1_000_000_000 / u64::from(config.foreign_wakes_per_second.max(1)),
-            ring_wake_bytes: u64::from(config.ring_bytes / 4),
+            ring_wake_bytes: u64::from(config.ring_bytes() / 4),
         }
     }
 }
