@@ -18,11 +18,15 @@ fn main() {
 }
 
 fn memory() {
-    // The second ten thousand: what the way there needs for moments is in use, and free again, after the first.
+    // The second ten thousand: what the way there needs for moments is in use, and free again, after the first. Not all
+    // at once: what waits in the queue is not what a container takes.
     let tracker = filled(CONTAINERS, 0);
     let before = resident();
     for n in CONTAINERS..2 * CONTAINERS {
         tracker.facts().state_blocking(start(n, 1)).expect("it runs");
+        if n % 100 == 0 {
+            settle(&tracker);
+        }
     }
     settle(&tracker);
     let each = (resident() - before) / u64::from(CONTAINERS);

@@ -4,20 +4,20 @@
 //! showed; nothing outside the collection makes or changes one. Absent means unknown: a field that no source
 //! stated is `None`, never empty.
 
-use std::collections::BTreeMap;
+mod labels;
+
 use std::fmt;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+
+pub use labels::Labels;
 
 use crate::fact::{Source, SourceSet};
 use crate::time::BootTime;
 
 /// An interned, cheaply cloned string.
 pub type Str = Arc<str>;
-
-/// Labels or annotations: keys and values as their source spelt them.
-pub type Labels = Arc<BTreeMap<Str, Str>>;
 
 /// Whom a source may speak for.
 ///
@@ -109,6 +109,11 @@ impl ContainerId {
     /// The id as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The id as text, without a copy.
+    pub(crate) fn shared(&self) -> Str {
+        Str::clone(&self.0)
     }
 }
 

@@ -1,7 +1,5 @@
 //! Containers for benchmarks: what the sources state of each, in its whole life, made up and always the same.
 
-use std::sync::Arc;
-
 use tracker::collection::view::Host;
 use tracker::container::{Cgroup, Domain, Exit, Image, Namespaces, Pod, Runtime, State, TaskId};
 use tracker::fact::{Birth, End, Execution, Fact, Source, Statement, What};
@@ -44,7 +42,7 @@ pub(crate) fn key(n: u32) -> ContainerKey {
 
 /// What one source says of it.
 pub(crate) fn statement(n: u32, birth: &Birth, state: State, with_task: bool) -> Statement {
-    let labels = (0..12).map(|l| (format!("example.org/label-{l}").into(), format!("value-{l}-{n}").into()));
+    let labels = (0..12).map(|l| (format!("example.org/label-{l}"), format!("value-{l}-{n}")));
     Statement {
         task: with_task.then_some(birth.task),
         creator: birth.parent,
@@ -62,7 +60,7 @@ pub(crate) fn statement(n: u32, birth: &Birth, state: State, with_task: bool) ->
             namespace: Some("shop".into()),
             ..Pod::default()
         }),
-        labels: Some(Arc::new(labels.collect())),
+        labels: Some(labels.collect()),
         cgroup: Some(Cgroup { path: Some(format!("/kubepods/{n}").into()), ..Cgroup::default() }),
         bundle: Some(format!("/run/bundles/{n:064x}").into()),
         ..Statement::default()

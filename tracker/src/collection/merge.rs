@@ -182,14 +182,7 @@ impl<'a> Said<'a> {
             self.in_order(field.order()).filter_map(|(source, said)| Some((source, get(said)?))).collect();
         for (source, labels) in stated.into_iter().filter(|(_, labels)| !labels.is_empty()) {
             self.note(field.name(), source);
-            match &mut union {
-                None => union = Some(Arc::clone(labels)),
-                Some(union) => {
-                    for (key, value) in labels.iter().filter(|(key, _)| !union.contains_key(*key)).collect::<Vec<_>>() {
-                        Arc::make_mut(union).insert(Arc::clone(key), Arc::clone(value));
-                    }
-                }
-            }
+            union = Some(union.map_or_else(|| labels.clone(), |union| union.or(labels)));
         }
         union.unwrap_or_default()
     }
@@ -331,7 +324,7 @@ fn awaited(run: &Run, standing: SourceSet, state: State, live: SourceSet) -> Sou
 
 fn made_up_or_stated_id(run: &Run) -> Str {
     match (run.keys.first(), run.shown.birth) {
-        (Some(key), _) => key.id.as_str().into(),
+        (Some(key), _) => key.id.shared(),
         (None, Some(birth)) => match birth.generation {
             Some(generation) => format!("mntns-{generation}").into(),
             None => format!("mntns-{}-{}", birth.namespaces.mnt, birth.born_at.0).into(),

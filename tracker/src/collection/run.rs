@@ -1,5 +1,7 @@
 //! One run of a container, as the sources stated it and as the kernel showed it; what [`super::merge`] derives a
 //! [`Container`](crate::container::Container) from.
+//!
+//! Lists that nearly always have one or two items grow one by one: a growing `Vec` would begin with room for four.
 
 use std::sync::Arc;
 
@@ -31,6 +33,7 @@ impl Statements {
             Some(former) => *former = stated,
             None => {
                 let place = self.0.partition_point(|other| other.source < source);
+                self.0.reserve_exact(1);
                 self.0.insert(place, stated);
             }
         }
@@ -219,6 +222,7 @@ impl Run {
 
     pub(crate) fn add_key(&mut self, key: ContainerKey) {
         if let Err(place) = self.keys.binary_search(&key) {
+            self.keys.reserve_exact(1);
             self.keys.insert(place, key);
         }
     }

@@ -19,6 +19,7 @@ use super::config::Config;
 use super::door::HeldStep;
 use super::journal::{Event, Line};
 use super::merge::{self, CgroupSeen, Context, Provenance};
+use super::pool::Pool;
 use super::run::{Run, Statements};
 use super::view::{Host, Row};
 use crate::container::{Container, ContainerKey, Domain, Grade, Str, TaskId};
@@ -54,8 +55,11 @@ pub(crate) struct State {
     config: Config,
     host: Host,
     live: SourceSet,
-    runs: HashMap<u64, Run>,
+    // Boxed: a hash table keeps room for up to as many again.
+    runs: HashMap<u64, Box<Run>>,
     claims: HashMap<ContainerKey, Claim>,
+    /// The texts of all statements.
+    pool: Pool,
     by_task: HashMap<TaskId, u64>,
     by_unproven_task: HashMap<TaskId, u64>,
     by_creator: HashMap<TaskId, u64>,
@@ -97,6 +101,7 @@ impl State {
             live: SourceSet::EMPTY,
             runs: HashMap::new(),
             claims: HashMap::new(),
+            pool: Pool::default(),
             by_task: HashMap::new(),
             by_unproven_task: HashMap::new(),
             by_creator: HashMap::new(),
@@ -144,7 +149,10 @@ impl State {
                 }
             }
             What::Scanned { inits, tasks } => self.scanned(source, at, &inits, &tasks.into_iter().collect()),
-            What::Stated { key, statement } => self.stated(source, at, key, statement.into()),
+            What::Stated { key, mut statement } => {
+                self.pool.share(&mut statement);
+                self.stated(source, at, key, statement.into());
+            }
             What::Withdrawn { key } => self.withdrawn(source, at, &key),
             What::Listed { scope, keys } => self.listed(source, at, &scope, &keys.into_iter().collect()),
             What::Aborted { key, reason } => {
@@ -184,7 +192,7 @@ impl State {
     fn new_run(&mut self, at: BootTime) -> u64 {
         let instance = self.next_instance;
         self.next_instance += 1;
-        self.runs.insert(instance, Run::new(instance, at));
+        self.runs.insert(instance, Box::new(Run::new(instance, at)));
         instance
     }
 
@@ -198,6 +206,7 @@ impl State {
         self.run(run).add_key(key.clone());
         let claim = self.claims.entry(key.clone()).or_default();
         if !claim.runs.contains(&run) {
+            claim.runs.reserve_exact(1);
             claim.runs.push(run);
         }
         let share = self.run(run).unvouched_uid.take();
@@ -245,7 +254,7 @@ impl State {
             claim.runs.retain(|run| *run != younger && *run != elder);
             claim.runs.push(elder);
         }
-        self.run(elder).absorb(absorbed);
+        self.run(elder).absorb(*absorbed);
         if !self.runs[&elder].keys.is_empty() {
             let share = self.run(elder).unvouched_uid.take();
             self.release_share(share);
@@ -270,7 +279,7 @@ impl State {
     }
 
     /// Takes a run out of everything but the claims.
-    fn forget(&mut self, instance: u64) -> Run {
+    fn forget(&mut self, instance: u64) -> Box<Run> {
         let mut run = self.runs.remove(&instance).expect("only known runs are forgotten");
         self.release_share(run.unvouched_uid.take());
         let remove_if_own = |map: &mut HashMap<TaskId, u64>, key: Option<TaskId>| {
@@ -408,7 +417,7 @@ impl State {
     fn index(&mut self, instance: u64, row: &Row) {
         self.schedule(instance, row);
         if let Some(id) = row.container.cgroup.id {
-            self.by_cgroup.entry(id).or_default().push(instance);
+            self.by_cgroup.entry(id).or_insert_with(|| Vec::with_capacity(1)).push(instance);
         }
     }
 
@@ -468,7 +477,7 @@ impl State {
 
     /// All of those.
     pub(crate) fn all_unclaimed(&self) -> impl Iterator<Item = Birth> {
-        self.runs.values().filter_map(unclaimed)
+        self.runs.values().filter_map(|run| unclaimed(run))
     }
 }
 

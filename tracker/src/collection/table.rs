@@ -96,9 +96,17 @@ impl<V: Clone + Default> Table<V> {
         }
         let mut value = V::default();
         if change(&mut value) {
-            *shard = rebuilt(shard.iter().cloned().chain([Slot { key, value }]));
+            enter(shard, Slot { key, value });
             self.len += 1;
         }
+    }
+}
+
+fn enter<V: Clone + Default>(shard: &mut Shard<V>, slot: Slot<V>) {
+    let occupied = shard.iter().filter(|slot| slot.key != 0).count();
+    match (occupied + 1) * 2 <= shard.len() {
+        true => put(Arc::make_mut(shard), slot),
+        false => *shard = rebuilt(shard.iter().cloned().chain([slot])),
     }
 }
 
@@ -106,15 +114,19 @@ impl<V: Clone + Default> Table<V> {
 fn rebuilt<V: Clone + Default>(slots: impl Iterator<Item = Slot<V>>) -> Shard<V> {
     let slots: Vec<Slot<V>> = slots.filter(|slot| slot.key != 0).collect();
     let len = (slots.len() * 2).next_power_of_two().max(1);
-    let mut shard = vec![Slot { key: 0, value: V::default() }; len];
-    for slot in slots {
-        let mut at = Place::of(slot.key).probe & (len - 1);
-        while shard[at].key != 0 {
-            at = (at + 1) & (len - 1);
-        }
-        shard[at] = slot;
+    let mut shard: Shard<V> = std::iter::repeat_n(Slot { key: 0, value: V::default() }, len).collect();
+    let empty = Arc::make_mut(&mut shard);
+    slots.into_iter().for_each(|slot| put(empty, slot));
+    shard
+}
+
+fn put<V>(shard: &mut [Slot<V>], slot: Slot<V>) {
+    let mask = shard.len() - 1;
+    let mut at = Place::of(slot.key).probe & mask;
+    while shard[at].key != 0 {
+        at = (at + 1) & mask;
     }
-    shard.into()
+    shard[at] = slot;
 }
 
 #[cfg(test)]

@@ -1,8 +1,5 @@
 //! What selectors pick, how they are printed, and where their errors point.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use proptest::prelude::*;
 
 use super::*;
@@ -10,7 +7,7 @@ use crate::container::{Cgroup, Domain, Image, Namespaces, Pod, Runtime};
 use crate::fact::SourceSet;
 
 fn labels(labels: &[(&str, &str)]) -> Labels {
-    Arc::new(labels.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect())
+    labels.iter().copied().collect()
 }
 
 /// A running container with everything that a selector can ask for.
@@ -39,7 +36,7 @@ fn web() -> Container {
             ..Pod::default()
         }),
         labels: labels(&[("tier", "front"), ("odd,key", "a*b"), ("empty", "")]),
-        annotations: Arc::new(BTreeMap::new()),
+        annotations: Labels::default(),
         task: None,
         namespaces: Namespaces::default(),
         generation: None,

@@ -334,8 +334,6 @@ pub struct Probe {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::Arc;
-
     use serde_json::json;
 
     use super::*;
@@ -397,7 +395,7 @@ pub(crate) mod tests {
         container.runtime = Runtime { name: Some("containerd".into()), oci: Some("runc".into()), ..Runtime::default() };
         container.image = Some(Image { name: Some("busybox".into()), ..Image::default() });
         container.pod = Some(Pod { name: Some("p".into()), namespace: Some("default".into()), ..Pod::default() });
-        container.labels = Arc::new([("app".into(), "web".into())].into());
+        container.labels = [("app", "web")].into_iter().collect();
         container.task = Some(TaskId { pid: 7466, start_ticks: 5 });
         container.namespaces = Namespaces { mnt: 4026532253, net: 4026532257, pid: 4026532256, cgroup: 0, user: 0 };
         container.host_network = Some(false);

@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use nix::sys::stat::stat;
 use nix::sys::statfs::{FsType, statfs};
@@ -109,7 +108,7 @@ pub(crate) fn check(registration: &Registration, known: &mut Reader) -> Result<F
         kind: Some(Kind::Container),
         state: Some(State::Running),
         name: registration.name.as_deref().map(Str::from),
-        labels: Some(Arc::new(labels.collect())),
+        labels: Some(labels.collect()),
         runtime: Some(Runtime { name: Some("manual".into()), ..Runtime::default() }),
         ..Statement::default()
     };

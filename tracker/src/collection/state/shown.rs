@@ -130,7 +130,7 @@ impl State {
             self.by_generation.insert(generation, run);
         }
         if let Some(parent) = birth.parent {
-            let children = self.by_parent.entry(parent).or_default();
+            let children = self.by_parent.entry(parent).or_insert_with(|| Vec::with_capacity(1));
             if !children.contains(&run) {
                 children.push(run);
             }

@@ -506,13 +506,13 @@ fn what_containers_say_does_not_push_out_the_hosts_tombstones() {
     let config = Config { tombstone_bytes: 64 << 10, ..Config::default() };
     let mut state = State::new(config.clone(), HOST);
     WEB.all().into_iter().for_each(|fact| state.apply(fact));
-    let annotations: Labels = Arc::new([("a".into(), "x".repeat(3_000).into())].into());
+    let annotations: Labels = [("a", "x".repeat(3_000))].into_iter().collect();
     for number in 0..100 {
         let id = ContainerId::new(&format!("junk-{number}")).unwrap();
         let key = ContainerKey { domain: Domain::Container(task(40, 1)), id, ..key("web") };
         let statement = Statement {
             creator: Some(task(1_000 + number, 100)),
-            annotations: Some(Arc::clone(&annotations)),
+            annotations: Some(annotations.clone()),
             ..Statement::default()
         };
         let at = ms(1_600);

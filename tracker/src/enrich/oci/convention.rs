@@ -11,9 +11,6 @@
 //! Kubelet's own labels (`io.kubernetes.pod.name`, `io.kubernetes.container.name`, …) are understood as annotations
 //! whoever wrote them, and nerdctl's `nerdctl/name` is a name. Docker writes no annotations.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use super::json::{Config, Texts, read_texts};
 use super::{MAX_ENTRIES, MAX_VALUE_LEN, OciFacts, OciNamespace};
 use crate::container::{Image, Kind, Labels, Pod, Str};
@@ -213,14 +210,14 @@ fn image(name: Option<Str>, reference: Option<&str>) -> Option<Image> {
 
 /// What is kept of a map.
 fn keep(texts: Texts<'_>, left_out: &mut usize) -> Labels {
-    let mut kept = BTreeMap::<Str, Str>::new();
+    let mut kept = Vec::<(Str, Str)>::new();
     *left_out += texts.left_out;
     for (key, value) in texts.entries {
         if kept.len() < MAX_ENTRIES && value.len() <= MAX_VALUE_LEN {
-            kept.insert(key.into(), value.into());
+            kept.push((key.into(), value.into()));
         } else {
             *left_out += 1;
         }
     }
-    Arc::new(kept)
+    kept.into_iter().collect()
 }

@@ -232,7 +232,7 @@ proptest! {
         prop_assert_eq!(facts.hostname.as_deref(), spec.hostname().as_deref());
         let annotations: BTreeMap<Str, Str> =
             spec.annotations().iter().flatten().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
-        prop_assert_eq!(&*facts.annotations, &annotations);
+        prop_assert_eq!(facts.annotations, annotations.into_iter().collect());
         let linux = spec.linux().as_ref().unwrap();
         prop_assert_eq!(facts.cgroups_path.as_deref(), linux.cgroups_path().as_ref().and_then(|path| path.to_str()));
         let expected: Vec<_> = linux.namespaces().iter().flatten().map(|namespace| {

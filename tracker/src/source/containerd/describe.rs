@@ -3,7 +3,7 @@
 //! Pure. The OCI specification inside the record fills what labels leave open. Input from outside is capped as a bundle's is, and what is left out is named in the statement's `missing`: a label that is cut
 //! short would be a wrong label, so it is left out whole. Control characters are data here; whoever prints them escapes.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use containerd_client::services::v1::Container;
@@ -63,7 +63,7 @@ pub(super) fn describe(namespace: &Str, id: &ContainerId, container: Container) 
         }
     }
     statement.created_at = container.created_at.as_ref().and_then(boot_time);
-    statement.labels = Some(Arc::new(labels));
+    statement.labels = Some(labels);
     match container.spec.map(|spec| oci::parse(&spec.value)) {
         Some(Ok(facts)) => {
             if let (Some(pod), Some(from_spec)) = (&mut statement.pod, &facts.pod) {
@@ -122,10 +122,10 @@ pub(super) fn relabel(
 }
 
 /// The labels that are within the caps, and how many are not.
-fn labels(all: HashMap<String, String>) -> (BTreeMap<Str, Str>, u64) {
+fn labels(all: HashMap<String, String>) -> (Labels, u64) {
     let mut sorted: Vec<_> = all.into_iter().collect();
     sorted.sort_unstable();
-    let (mut kept, mut left_out, mut len) = (BTreeMap::new(), 0, 0);
+    let (mut kept, mut left_out, mut len) = (Vec::<(Str, Str)>::new(), 0, 0);
     for (key, value) in sorted {
         let fits = key.len() <= MAX_KEY_LEN
             && value.len() <= MAX_VALUE_LEN
@@ -133,16 +133,16 @@ fn labels(all: HashMap<String, String>) -> (BTreeMap<Str, Str>, u64) {
             && len + key.len() + value.len() <= MAX_LABELS_LEN;
         if fits {
             len += key.len() + value.len();
-            kept.insert(key.into(), value.into());
+            kept.push((key.into(), value.into()));
         } else {
             left_out += 1;
         }
     }
-    (kept, left_out)
+    (kept.into_iter().collect(), left_out)
 }
 
 /// The pod, from the labels that the CRI plugin puts on sandboxes and containers alike.
-fn pod(labels: &BTreeMap<Str, Str>, kind: Option<Kind>, id: &ContainerId, sandbox: &str) -> Option<Pod> {
+fn pod(labels: &Labels, kind: Option<Kind>, id: &ContainerId, sandbox: &str) -> Option<Pod> {
     let label = |key: &str| labels.get(key).cloned();
     let sandbox_id = match kind {
         Some(Kind::Sandbox) => Some(id.as_str().into()),
@@ -161,9 +161,9 @@ fn pod(labels: &BTreeMap<Str, Str>, kind: Option<Kind>, id: &ContainerId, sandbo
 }
 
 /// The pod's own labels among its sandbox's: all but those by which kubelets and the CRI plugin find it again.
-fn pod_labels(labels: &BTreeMap<Str, Str>) -> Labels {
+fn pod_labels(labels: &Labels) -> Labels {
     let is_own = |key: &str| !key.starts_with("io.cri-containerd.") && !BY_KUBELETS.contains(&key);
-    Arc::new(labels.iter().filter(|(key, _)| is_own(key)).map(|(key, value)| (key.clone(), value.clone())).collect())
+    labels.iter().filter(|(key, _)| is_own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn runtime(namespace: &Str, runtime: Option<containerd_client::services::v1::container::Runtime>) -> Runtime {
@@ -220,7 +220,7 @@ mod tests {
         assert_eq!(sandbox.kind, Some(Kind::Sandbox));
         let pod = sandbox.pod.unwrap();
         assert_eq!((pod.name.as_deref(), pod.sandbox_id.as_deref()), (Some("web"), Some("c1")));
-        assert_eq!(pod.labels, Some(Arc::new([("app".into(), "web".into())].into())));
+        assert_eq!(pod.labels, Some([("app", "web")].into_iter().collect()));
         let container = record("k8s.io", &of("container"), None).statement;
         assert_eq!((container.kind, container.pod.unwrap().sandbox_id), (Some(Kind::Container), None));
         assert_eq!(record("default", &[], None).statement.pod, None);

@@ -444,7 +444,7 @@ mod tests {
     fn containers_have_the_labels_of_their_pod_from_its_sandbox() {
         use crate::container::{Labels, Pod};
 
-        let labels: Labels = Arc::new([("app".into(), "web".into())].into());
+        let labels: Labels = [("app", "web")].into_iter().collect();
         let of_pod = |kind, sandbox: &str, labels| Description {
             statement: Statement {
                 kind: Some(kind),
@@ -453,7 +453,7 @@ mod tests {
             },
             left_out: 0,
         };
-        let sandbox = || of_pod(Kind::Sandbox, "s1", Some(Arc::clone(&labels)));
+        let sandbox = || of_pod(Kind::Sandbox, "s1", Some(labels.clone()));
         let container = |sandbox| of_pod(Kind::Container, sandbox, None);
         let known = |ledger: &Ledger, id| ledger.entries[&name(id)].statement.pod.as_ref().unwrap().labels.clone();
 
@@ -463,7 +463,7 @@ mod tests {
             ledger.apply(Event { at: AT, namespace: "default".into(), what: made }, None);
             ledger.described(name(id), AT, description).unwrap();
         }
-        assert_eq!((known(&ledger, "c1"), known(&ledger, "c2")), (Some(Arc::clone(&labels)), None));
+        assert_eq!((known(&ledger, "c1"), known(&ledger, "c2")), (Some(labels.clone()), None));
 
         // Whatever the order of a list.
         let mut ledger = Ledger::default();
