@@ -8,11 +8,12 @@ use crate::workspace::{as_root, cargo, succeed, target};
 
 #[derive(Args)]
 pub(crate) struct Bench {
+    /// One of them; all, one after the other, where none is named: about half an hour
     #[command(subcommand)]
     what: Option<What>,
 }
 
-#[derive(Clone, Subcommand)]
+#[derive(Subcommand)]
 enum What {
     /// Look-ups, publishing, a container's life through the collection; no root needed
     Micro {
@@ -44,26 +45,46 @@ enum What {
 
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
-        match self.what.clone().unwrap_or(What::Micro { filter: None }) {
+        match &self.what {
+            Some(what) => what.run(),
+            None => What::all().iter().try_for_each(What::run),
+        }
+    }
+}
+
+impl What {
+    /// Each at its full scale, the shortest first.
+    fn all() -> [What; 5] {
+        [
+            What::Micro { filter: None },
+            What::Exec { spawns: None },
+            What::Barrier { rounds: None },
+            What::Idle { numbers: Vec::new() },
+            What::Churn { arguments: Vec::new() },
+        ]
+    }
+
+    fn run(&self) -> Result<()> {
+        match self {
             What::Micro { filter } => {
                 succeed(cargo(&["bench", "--package", "tracker", "--bench", "*", "--"]).args(filter.iter()))
             }
-            What::Exec { spawns } => program("bench_exec", &words(&spawns)),
+            What::Exec { spawns } => program("bench_exec", &words(spawns)),
             What::Barrier { rounds } => {
                 packages::ensure(packages::RUNTIMES)?;
                 for helper in ["holder", "keeper"] {
                     build(&["--package", "tracker-tests", "--bin", helper])?;
                 }
-                program("bench_barrier", &words(&rounds))
+                program("bench_barrier", &words(rounds))
             }
             What::Idle { numbers } => {
                 packages::ensure(packages::RUNTIMES)?;
                 build(&["--package", "tracker", "--bins"])?;
-                program("bench_idle", &words(&numbers))
+                program("bench_idle", &words(numbers))
             }
             What::Churn { arguments } => {
                 packages::ensure(packages::RUNTIMES)?;
-                program("churn", &arguments)
+                program("churn", arguments)
             }
         }
     }
