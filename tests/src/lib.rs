@@ -27,3 +27,4 @@ pub mod silent_fs;
 pub mod child;
 pub mod net;
 pub mod probes;
+pub mod routes;

@@ -1,51 +1,11 @@
 //! Ways of packets through real net namespaces, compared with what `ip route get` says in each of them.
 
-use std::os::fd::AsFd;
-use std::sync::Arc;
-use std::thread::JoinHandle;
-
 use anyhow::Result;
-use nix::sys::eventfd::EventFd;
-use tracker::route::{Config, Found, Interface, Kind, Place, Route, RouteQuery, Routes, Stats};
+use tracker::route::{Interface, Kind, Route};
 use tracker_tests::net::{Net, veth};
 use tracker_tests::require;
 use tracker_tests::requirement::{program, root};
-
-struct House {
-    routes: Routes,
-    stop: Arc<EventFd>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl House {
-    fn new() -> Result<House> {
-        let (routes, listening) = Routes::start(Config::default(), None, Arc::<Stats>::default())?;
-        let stop = Arc::new(EventFd::new()?);
-        let thread = std::thread::spawn({
-            let stop = Arc::clone(&stop);
-            move || listening.run(stop.as_fd())
-        });
-        Ok(House { routes, stop, thread: Some(thread) })
-    }
-
-    fn ask(&self, net: &Net, query: &RouteQuery) -> Result<Found> {
-        let netns = self.routes.netns(&Place::Path(net.path()))?;
-        Ok(self.routes.ask(&netns, query)?)
-    }
-}
-
-impl Drop for House {
-    fn drop(&mut self) {
-        let _ = self.stop.write(1);
-        if let Some(thread) = self.thread.take() {
-            thread.join().expect("the listener does not panic");
-        }
-    }
-}
-
-fn to(address: &str) -> RouteQuery {
-    RouteQuery::to(address.parse().expect("an address"))
-}
+use tracker_tests::routes::{Listened, to};
 
 fn kinds(route: &Route) -> Vec<Kind> {
     route.hops.iter().map(|hop| hop.kind).collect()
@@ -67,9 +27,9 @@ fn a_container_behind_a_bridge_has_two_hops() -> Result<()> {
     inner.ip("addr add 172.30.0.2/16 dev eth0")?;
     inner.ip("route add default via 172.30.0.1")?;
     world.ip("addr add 10.77.0.1/24 dev w0")?;
-    let house = House::new()?;
+    let house = Listened::start()?;
     let found = house.ask(&inner, &to("8.8.8.8"))?;
-    let route = &*found.route;
+    let route = &*found;
     assert_eq!(kinds(route)[..2], [Kind::Unicast, Kind::Unicast], "{route:#?}");
     let [first, second, third] = &route.hops[..] else { panic!("three net namespaces: {route:#?}") };
     let name = |interface: &Option<Interface>| interface.as_ref().map(|interface| interface.name.to_string());

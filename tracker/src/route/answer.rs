@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::cache::Kept;
 use crate::container::Str;
 
 /// What a net namespace does with a packet.
@@ -248,12 +250,21 @@ pub struct Route {
 /// An answer and where it is from.
 #[derive(Clone, Debug)]
 pub struct Found {
-    /// The way.
-    pub route: Arc<Route>,
+    pub(super) kept: Arc<Kept>,
     /// Whether it is from the cache.
     pub cached: bool,
-    /// How long ago the kernel said so.
+    /// How long ago the kernel said so; good to some milliseconds.
     pub age: Duration,
+    /// Whether a net ns on the way changes so often that answers about it are not kept.
+    pub muted: bool,
+}
+
+impl Deref for Found {
+    type Target = Route;
+
+    fn deref(&self) -> &Route {
+        &self.kept.route
+    }
 }
 
 #[cfg(test)]

@@ -18,4 +18,8 @@ impl Millis {
     pub(super) fn since(self, earlier: Millis) -> Millis {
         Millis(self.0.saturating_sub(earlier.0))
     }
+
+    pub(super) fn duration(self) -> Duration {
+        Duration::from_millis(self.0)
+    }
 }

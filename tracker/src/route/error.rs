@@ -12,14 +12,14 @@ use super::socket::AskError;
 #[non_exhaustive]
 pub enum RouteError {
     /// A way into a net ns does not lead to one, or we may not go there.
-    #[error("{doing} {what}: {source}")]
+    #[error("{doing} {what}: {error}")]
     Open {
         /// What was tried: `open`, `enter`, …
         doing: &'static str,
         /// Which way in.
         what: String,
         /// What the kernel said.
-        source: io::Error,
+        error: io::Error,
     },
     /// The net ns that was meant has ended, or the way to it leads to another one by now.
     #[error("{what} is no longer the net ns that was asked about: {why}")]
@@ -36,26 +36,26 @@ pub enum RouteError {
         inode: u32,
     },
     /// The kernel refuses the question.
-    #[error("ask net ns {netns} {request}: {source}")]
+    #[error("ask net ns {netns} {request}: {error}")]
     Refused {
         /// The net ns.
         netns: u32,
         /// The question.
         request: String,
         /// The kernel's words.
-        source: io::Error,
+        error: io::Error,
         /// More of them.
         words: Option<String>,
     },
     /// The kernel's reply is not understood.
-    #[error("ask net ns {netns} {request}: the reply is garbled: {source}")]
+    #[error("ask net ns {netns} {request}: the reply is garbled: {error}")]
     Garbled {
         /// The net ns.
         netns: u32,
         /// The question.
         request: String,
         /// What is wrong with it.
-        source: Garbled,
+        error: Garbled,
     },
     /// The net namespaces on the way changed each time that they were asked.
     #[error("ask {what}: it changed {attempts} times meanwhile")]
@@ -68,7 +68,7 @@ pub enum RouteError {
     /// Nobody sends from an address that is not one of its own.
     #[error("{address} is no address of net ns {netns}, so nothing is sent from it there")]
     NotItsAddress {
-        /// The source that was asked about.
+        /// The error that was asked about.
         address: IpAddr,
         /// The net ns.
         netns: u32,
@@ -99,10 +99,10 @@ impl RouteError {
         let request = request.into();
         match error {
             AskError::Refused { errno, words } => {
-                RouteError::Refused { netns, request, source: io::Error::from_raw_os_error(errno), words }
+                RouteError::Refused { netns, request, error: io::Error::from_raw_os_error(errno), words }
             }
-            AskError::Socket(source) => RouteError::Refused { netns, request, source, words: None },
-            AskError::Garbled(source) => RouteError::Garbled { netns, request, source },
+            AskError::Socket(error) => RouteError::Refused { netns, request, error, words: None },
+            AskError::Garbled(error) => RouteError::Garbled { netns, request, error },
             AskError::Unsettled => RouteError::Unsettled {
                 what: format!("net ns {netns} {request}"),
                 attempts: super::socket::LIST_ATTEMPTS,
@@ -113,8 +113,8 @@ impl RouteError {
     /// What a person can do about it.
     pub fn remedy(&self) -> Option<&'static str> {
         match self {
-            RouteError::Open { source, .. } | RouteError::Refused { source, .. }
-                if source.kind() == io::ErrorKind::PermissionDenied =>
+            RouteError::Open { error, .. } | RouteError::Refused { error, .. }
+                if error.kind() == io::ErrorKind::PermissionDenied =>
             {
                 Some("run the tracker as root: entering a net ns needs CAP_SYS_ADMIN, listening to it CAP_NET_ADMIN")
             }
@@ -131,8 +131,8 @@ impl RouteError {
     pub fn is_not_found(&self) -> bool {
         match self {
             RouteError::Gone { .. } | RouteError::Unknown { .. } => true,
-            RouteError::Open { source, .. } => {
-                source.kind() == io::ErrorKind::NotFound || source.raw_os_error() == Some(libc::ESRCH)
+            RouteError::Open { error, .. } => {
+                error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ESRCH)
             }
             _ => false,
         }
@@ -142,8 +142,8 @@ impl RouteError {
     pub fn is_question(&self) -> bool {
         match self {
             RouteError::NotItsAddress { .. } | RouteError::TwoFamilies { .. } => true,
-            RouteError::Refused { source, .. } => {
-                matches!(source.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::EOPNOTSUPP | libc::ERANGE))
+            RouteError::Refused { error, .. } => {
+                matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV | libc::EOPNOTSUPP | libc::ERANGE))
             }
             _ => false,
         }

@@ -15,6 +15,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::answer::{Hop, Interface, Kind, Route, Subnet, Via};
+use super::cache::Seen;
 use super::error::RouteError;
 use super::namespace::{Namespace, Session};
 use super::query::RouteQuery;
@@ -32,7 +33,7 @@ const MAX_LAYERS: usize = 8;
 #[derive(Debug)]
 pub(super) struct Walked {
     pub(super) route: Route,
-    pub(super) seen: Vec<(Arc<Namespace>, u64)>,
+    pub(super) seen: Vec<Seen>,
     /// The interface by which it leaves the host, and where that is.
     pub(super) egress: Option<(Arc<Namespace>, Interface)>,
 }

@@ -6,7 +6,8 @@
 //!
 //! ```text
 //!  place ──▶ registry: the net ns, known or made known     listen: one socket hears all of them
-//!  query ──▶ hops: asks each net ns on the way ◀──────────  namespace: its generation, its socket
+//!  query ──▶ cache: known, and still true, or
+//!            hops: asks each net ns on the way ◀──────────  namespace: its generation, its socket
 //!              │ request, reply: bytes
 //!              ▼
 //!            answer
@@ -16,6 +17,7 @@
 //! closed after a second, since it keeps the net ns alive.
 
 mod answer;
+mod cache;
 mod clock;
 mod error;
 mod hops;
@@ -33,15 +35,18 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Deserialize;
+use tokio::sync::{Semaphore, watch};
 
 pub use self::answer::{Found, Hop, Interface, Kind, Mac, NextHop, Prefix, Route, Subnet, Via};
+use self::cache::{Cache, Entry, Kept, Key, Taken};
 use self::clock::Millis;
 pub use self::error::RouteError;
 use self::hops::Walked;
-use self::namespace::Namespace;
+use self::namespace::{Namespace, OLDEST};
 pub use self::place::{Identity, Place};
 pub use self::query::{NotAnAddress, RouteQuery, parse_address};
 use self::registry::Registry;
@@ -51,6 +56,10 @@ pub use self::stats::{Errnos, Stats, Striped, SubnetStats};
 
 /// How often a way is asked for again that changed while it was asked for.
 const ATTEMPTS: usize = 3;
+/// How long anything may take that should take microseconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Look-ups that are under way on threads of their own at one time; one more is refused.
+const MAX_ASKING: usize = 64;
 
 /// The configuration of routes. In the config file under `[route]`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -59,11 +68,18 @@ pub struct Config {
     /// Directories whose files net namespaces are mounted on: where it is looked when a veth leads to one that is not
     /// known.
     pub directories: Vec<PathBuf>,
+    /// Bytes of answers that are kept; 16 MiB by default, which is some hundred thousand. Those that were not used for
+    /// long make room.
+    pub cache_bytes: u64,
+    /// From which age on an answer is asked for again, whatever was heard: for what the kernel does not announce. 60,000 by
+    /// default.
+    pub oldest_ms: u64,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { directories: ["/run/netns", "/run/docker/netns"].map(PathBuf::from).to_vec() }
+        let directories = ["/run/netns", "/run/docker/netns"].map(PathBuf::from).to_vec();
+        Self { directories, cache_bytes: 16 << 20, oldest_ms: OLDEST.0 }
     }
 }
 
@@ -87,6 +103,10 @@ impl Netns {
 #[derive(Clone)]
 pub struct Routes {
     registry: Arc<Registry>,
+    cache: Arc<Cache>,
+    oldest: Millis,
+    /// First look-ups that are under way on threads of their own.
+    slots: Arc<Semaphore>,
 }
 
 /// The half that listens: to be run on a thread of its own, for as long as routes are asked for. Without it nothing is
@@ -105,7 +125,13 @@ impl Routes {
     /// ends in one.
     pub fn start(config: Config, ways: Option<Ways>, stats: Arc<Stats>) -> Result<(Routes, Listening), RouteError> {
         let registry = Arc::new(Registry::start(config.directories, ways, stats)?);
-        Ok((Routes { registry: Arc::clone(&registry) }, Listening(registry)))
+        let routes = Routes {
+            registry: Arc::clone(&registry),
+            cache: Arc::new(Cache::new(config.cache_bytes)),
+            oldest: Millis(config.oldest_ms),
+            slots: Arc::new(Semaphore::new(MAX_ASKING)),
+        };
+        Ok((routes, Listening(registry)))
     }
 
     /// The host's own net ns.
@@ -128,14 +154,152 @@ impl Routes {
         Ok(self.registry.session(&netns.0)?.link_named(name)?.index)
     }
 
-    /// Asks the kernel all the way, whatever is known already.
-    pub fn ask(&self, netns: &Netns, query: &RouteQuery) -> Result<Found, RouteError> {
+    /// Where a packet goes, if that is known. Never asks, never waits; tens of nanoseconds.
+    #[inline]
+    pub fn lookup_cached(&self, netns: &Netns, query: &RouteQuery) -> Option<Found> {
+        let found = self.cached(&Key::new(&netns.0, &query.normal()))?;
+        self.registry.stats.hits.add(1);
+        Some(found)
+    }
+
+    /// Where a packet goes; asks the kernel only where that is not known. One asks for each question, others wait for it.
+    ///
+    /// For threads: it takes microseconds, or what it takes to enter the net namespaces on the way. See [`Routes::lookup`].
+    pub fn lookup_blocking(&self, netns: &Netns, query: &RouteQuery) -> Result<Found, RouteError> {
         let query = query.normal();
+        let key = Key::new(&netns.0, &query);
+        if let Some(found) = self.cached(&key) {
+            self.registry.stats.hits.add(1);
+            return Ok(found);
+        }
+        match self.cache.take(&key, PATIENCE) {
+            Taken::Found(entry) => {
+                self.registry.stats.hits.add(1);
+                Ok(found(entry, Millis::now()))
+            }
+            Taken::Missing(turn) => {
+                let (kept, asked) = self.miss(netns, &query)?;
+                Ok(match self.keepable(asked, &kept) {
+                    true => {
+                        let entry = self.entry(netns, kept, asked);
+                        // Somebody who asked anew may have put in a later answer.
+                        let _ = turn.insert(entry.clone());
+                        Found { cached: false, ..found(entry, asked) }
+                    }
+                    false => unkept(kept, asked),
+                })
+            }
+            Taken::Late => Err(RouteError::TooSlow { what: self.what(netns, &query), time: PATIENCE }),
+        }
+    }
+
+    /// Where a packet goes, asked all the way whatever is known: never stale. Keeps the answer for others.
+    pub fn ask_blocking(&self, netns: &Netns, query: &RouteQuery) -> Result<Found, RouteError> {
+        let query = query.normal();
+        // What is remembered of interfaces is used; what was said about them until now counts.
+        if !self.registry.drain() {
+            return Err(RouteError::Unsettled { what: self.what(netns, &query), attempts: 1 });
+        }
+        let (kept, asked) = self.miss(netns, &query)?;
+        if !self.keepable(asked, &kept) {
+            return Ok(unkept(kept, asked));
+        }
+        let entry = self.entry(netns, kept, asked);
+        self.cache.put(Key::new(&netns.0, &query), entry.clone());
+        Ok(Found { cached: false, ..found(entry, asked) })
+    }
+
+    /// [`Routes::lookup_blocking`] for tasks: what is not known is asked for on another thread. With `fresh`, it is
+    /// [`Routes::ask_blocking`].
+    pub async fn lookup(&self, netns: &Netns, query: &RouteQuery, fresh: bool) -> Result<Found, RouteError> {
+        if let Some(found) = (!fresh).then(|| self.lookup_cached(netns, query)).flatten() {
+            return Ok(found);
+        }
+        let (routes, netns, query) = (self.clone(), netns.clone(), *query);
+        let what = self.what(&netns, &query);
+        let look = move || match fresh {
+            true => routes.ask_blocking(&netns, &query),
+            false => routes.lookup_blocking(&netns, &query),
+        };
+        self.on_a_thread(what, look).await
+    }
+
+    /// [`Routes::netns`] for tasks.
+    pub async fn find(&self, place: &Place) -> Result<Netns, RouteError> {
+        let (routes, place) = (self.clone(), place.clone());
+        self.on_a_thread(format!("find {place}"), move || routes.netns(&place)).await
+    }
+
+    /// [`Routes::interface`] for tasks.
+    pub async fn find_interface(&self, netns: &Netns, name: &str) -> Result<u32, RouteError> {
+        let (routes, netns, name) = (self.clone(), netns.clone(), name.to_owned());
+        self.on_a_thread(format!("find interface `{}`", name.escape_debug()), move || routes.interface(&netns, &name))
+            .await
+    }
+
+    /// Is told of every change in a net ns that is known, from now on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.registry.changes()
+    }
+
+    /// Answers that are kept, true or not, and their bytes.
+    pub fn cache_size(&self) -> (u64, u64) {
+        self.cache.size()
+    }
+
+    /// What is counted.
+    pub fn stats(&self) -> &Stats {
+        &self.registry.stats
+    }
+
+    /// Does what may wait for the kernel, or for a file system, on a thread that may be lost to it.
+    async fn on_a_thread<T: Send + 'static>(
+        &self,
+        what: String,
+        look: impl FnOnce() -> Result<T, RouteError> + Send + 'static,
+    ) -> Result<T, RouteError> {
+        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| RouteError::Busy(MAX_ASKING))?;
+        let looked = tokio::task::spawn_blocking(move || {
+            let _slot = slot;
+            look()
+        });
+        match tokio::time::timeout(PATIENCE, looked).await {
+            Ok(Ok(found)) => found,
+            Ok(Err(panicked)) => Err(RouteError::Open { doing: "ask", what, error: std::io::Error::other(panicked) }),
+            Err(_) => Err(RouteError::TooSlow { what, time: PATIENCE }),
+        }
+    }
+
+    #[inline]
+    fn cached(&self, key: &Key) -> Option<Found> {
+        let now = Millis::now();
+        self.cache.get(key, now).map(|entry| found(entry, now))
+    }
+
+    fn miss(&self, netns: &Netns, query: &RouteQuery) -> Result<(Kept, Millis), RouteError> {
         if let Some(source_address) = query.source.filter(|_| !query.is_of_one_family()) {
             return Err(RouteError::TwoFamilies { source_address, destination: query.destination });
         }
-        let Walked { route, .. } = self.settled(netns, &query)?;
-        Ok(Found { route: Arc::new(route), cached: false, age: Duration::ZERO })
+        self.registry.stats.misses.add(1);
+        let asked = Millis::now();
+        let walked = self.settled(netns, query);
+        let Walked { route, seen, .. } = walked.inspect_err(|_| {
+            self.registry.stats.errors.fetch_add(1, Ordering::Relaxed);
+        })?;
+        Ok((Kept::new(route, seen), asked))
+    }
+
+    /// Whether an answer may be used for others, who ask later.
+    fn keepable(&self, asked: Millis, kept: &Kept) -> bool {
+        self.registry.is_heard() && kept.is_settled(asked)
+    }
+
+    fn entry(&self, netns: &Netns, kept: Kept, asked: Millis) -> Entry {
+        netns.0.answers.entry(kept, asked, Millis(asked.0.saturating_add(self.oldest.0)))
+    }
+
+    fn what(&self, netns: &Netns, query: &RouteQuery) -> String {
+        format!("ask net ns {} for the route to {}", netns.0.identity.inode, query.destination)
     }
 
     /// A way during whose asking nothing on it changed.
@@ -146,19 +310,28 @@ impl Routes {
                 Err(RouteError::Refused { .. }) if self.has_moved(netns) => continue,
                 walked => walked?,
             };
-            self.registry.drain();
-            if walked.seen.iter().all(|(namespace, generation)| namespace.generation() == *generation) {
+            let is_all_heard = self.registry.drain();
+            if is_all_heard && walked.seen.iter().all(|(namespace, at)| namespace.generation() == *at) {
                 return Ok(walked);
             }
         }
-        let what = format!("net ns {} for the route to {}", netns.0.identity.inode, query.destination);
-        Err(RouteError::Unsettled { what, attempts: ATTEMPTS })
+        Err(RouteError::Unsettled { what: self.what(netns, query), attempts: ATTEMPTS })
     }
 
     fn has_moved(&self, netns: &Netns) -> bool {
         self.registry.drain();
         !netns.0.is_settled(Millis::now())
     }
+}
+
+#[inline]
+fn found(entry: Entry, now: Millis) -> Found {
+    Found { kept: entry.kept, cached: true, age: now.since(entry.asked).duration(), muted: false }
+}
+
+fn unkept(kept: Kept, now: Millis) -> Found {
+    let muted = kept.is_muted(now);
+    Found { kept: Arc::new(kept), cached: false, age: Duration::ZERO, muted }
 }
 
 impl fmt::Debug for Routes {

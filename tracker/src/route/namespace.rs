@@ -18,6 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::answer::Prefix;
+use super::cache::Shared;
 use super::clock::Millis;
 use super::error::RouteError;
 use super::place::{Entered, Identity, Place};
@@ -58,6 +59,8 @@ pub(super) struct Namespace {
     place: Mutex<Place>,
     // Protects what is remembered of interfaces; held for a look.
     memory: Mutex<Memory>,
+    /// Its answers that are kept.
+    pub(super) answers: Shared,
     // Protects the socket: one question at a time, its reply included. Taken before all other locks but `place`.
     socket: Mutex<Option<Socket>>,
 }
@@ -84,10 +87,12 @@ impl Namespace {
             used: AtomicU64::new(0),
             place: Mutex::new(place),
             memory: Mutex::default(),
+            answers: Shared::default(),
             socket: Mutex::new(None),
         }
     }
 
+    #[inline]
     /// How often it has changed. What was learnt at one generation is true only while it is that one.
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
@@ -148,6 +153,7 @@ impl Namespace {
     pub(super) fn forget(&self) {
         self.generation.store(GONE, Ordering::Release);
         *self.memory() = Memory::default();
+        self.answers.clear();
     }
 
     /// Remembers a way in, the latest being the likeliest to last.

@@ -76,7 +76,7 @@ impl Place {
             Place::Path(path) => stat(path.as_path()).map(|stat| stat.st_ino as u32).map_err(io::Error::from),
             _ => self.task().and_then(|task| task.netns()),
         };
-        let inode = inode.map_err(|source| self.failed("find", source))?;
+        let inode = inode.map_err(|error| self.failed("find", error))?;
         self.expect(inode)?;
         Ok(inode)
     }
@@ -94,21 +94,21 @@ impl Place {
         let place = self.clone();
         let enter = move || {
             let entered = place.enter_here()?;
-            Ok((entered, open().map_err(|source| place.failed("listen in", source))?))
+            Ok((entered, open().map_err(|error| place.failed("listen in", error))?))
         };
         let thread = std::thread::Builder::new().name("tracker-netns".into()).spawn(enter);
-        let thread = thread.map_err(|source| self.failed("start a thread for", source))?;
+        let thread = thread.map_err(|error| self.failed("start a thread for", error))?;
         thread.join().unwrap_or_else(|_| Err(self.failed("enter", io::Error::other("the thread panicked"))))
     }
 
     /// Moves the calling thread, which is to end soon.
     fn enter_here(&self) -> Result<Entered, RouteError> {
-        let netns = self.open().map_err(|source| self.failed("open", source))?;
+        let netns = self.open().map_err(|error| self.failed("open", error))?;
         let inode = fstat(&netns).map_err(|errno| self.failed("look at", errno.into()))?.st_ino as u32;
         self.expect(inode)?;
         setns(&netns, CloneFlags::CLONE_NEWNET).map_err(|errno| self.failed("enter", errno.into()))?;
-        let socket = Socket::open().map_err(|source| self.failed("open a netlink socket in", source))?;
-        let cookie = socket.cookie().map_err(|source| self.failed("ask for the id of", source))?;
+        let socket = Socket::open().map_err(|error| self.failed("open a netlink socket in", error))?;
+        let cookie = socket.cookie().map_err(|error| self.failed("ask for the id of", error))?;
         Ok(Entered { identity: Identity { inode, cookie }, socket, netns })
     }
 
@@ -148,12 +148,12 @@ impl Place {
         }
     }
 
-    fn failed(&self, doing: &'static str, source: io::Error) -> RouteError {
+    fn failed(&self, doing: &'static str, error: io::Error) -> RouteError {
         // A path in which the process was found a moment ago.
-        if source.raw_os_error() == Some(libc::ESRCH) {
+        if error.raw_os_error() == Some(libc::ESRCH) {
             return RouteError::Gone { what: self.to_string(), why: "the process has ended".into() };
         }
-        RouteError::Open { doing, what: self.to_string(), source }
+        RouteError::Open { doing, what: self.to_string(), error }
     }
 }
 

@@ -72,8 +72,8 @@ impl RouteQuery {
         self.source.is_none_or(|source| source.is_ipv4() == self.destination.is_ipv4())
     }
 
-    #[cfg(test)]
     /// The query in 56 bytes, as the cache keeps it. Of a query in its one spelling.
+    #[inline]
     pub(super) fn packed(&self) -> [u64; 7] {
         let half = |address: IpAddr| -> [u64; 2] {
             let bits = match address {

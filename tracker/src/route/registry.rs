@@ -11,12 +11,13 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use tokio::sync::watch;
 
 use super::clock::Millis;
 use super::error::RouteError;
@@ -56,6 +57,10 @@ pub(super) struct Registry {
     ways: Option<Ways>,
     /// Tells the listening thread that there is a socket to be closed later.
     wake: EventFd,
+    /// Whether somebody reads what is said.
+    is_heard: AtomicBool,
+    /// Moves with every message that matters, for those who wait for a change.
+    changes: watch::Sender<()>,
     pub(super) stats: Arc<Stats>,
 }
 
@@ -79,7 +84,7 @@ impl Registry {
         // From within the host's net ns, wherever the tracker itself lives.
         let (Entered { identity, socket, netns }, ear) = Place::Host.enter_with(Ear::open)?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
-        let failed = |source| RouteError::Open { doing: "make an eventfd for", what: Place::Host.to_string(), source };
+        let failed = |error| RouteError::Open { doing: "make an eventfd for", what: Place::Host.to_string(), error };
         let wake = wake.map_err(|errno| failed(errno.into()))?;
         let host = Arc::new(Namespace::new(identity, None, Place::Host));
         let registry = Self {
@@ -90,6 +95,8 @@ impl Registry {
             directories,
             ways,
             wake,
+            is_heard: AtomicBool::new(false),
+            changes: watch::Sender::new(()),
             stats,
         };
         registry.table().enter(host);
@@ -104,6 +111,16 @@ impl Registry {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether anything learnt may be kept: somebody listens.
+    pub(super) fn is_heard(&self) -> bool {
+        self.is_heard.load(Ordering::Acquire)
+    }
+
+    /// Is told of every change from now on.
+    pub(super) fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
+    }
+
     /// Takes note of all that was said until now. False when it was too much to be read to its end.
     pub(super) fn drain(&self) -> bool {
         self.drain_held(&mut self.hearing())
@@ -115,6 +132,12 @@ impl Registry {
     }
 
     fn note(&self, heard: Heard, now: Millis) {
+        self.take_note(heard, now);
+        // Nobody may be waiting.
+        let _ = self.changes.send(());
+    }
+
+    fn take_note(&self, heard: Heard, now: Millis) {
         match heard {
             Heard::Change { nsid, interface } => {
                 let namespace = match nsid {
@@ -321,6 +344,7 @@ impl Registry {
         // However this ends: what nobody hears about is not believed any more.
         let _deaf = Deaf(self);
         self.drain();
+        self.is_heard.store(true, Ordering::Release);
         // The socket lives as long as the registry; its number is read once, so that nothing is locked while we wait.
         let ear = match self.hearing().ear.as_fd().try_clone_to_owned() {
             Ok(ear) => ear,
@@ -369,10 +393,10 @@ impl Registry {
                 let host = {
                     // A duplicate, so that nothing is locked while somebody else is asked.
                     let host = self.hearing().host.try_clone();
-                    host.map_err(|source| RouteError::Open {
+                    host.map_err(|error| RouteError::Open {
                         doing: "duplicate the descriptor of",
                         what: Place::Host.to_string(),
-                        source,
+                        error,
                     })?
                 };
                 if self.session(namespace)?.nsid_of(host.as_raw_fd() as u32)? == Some(nsid) {
@@ -440,6 +464,7 @@ struct Deaf<'r>(&'r Registry);
 
 impl Drop for Deaf<'_> {
     fn drop(&mut self) {
+        self.0.is_heard.store(false, Ordering::Release);
         self.0.forget_all();
     }
 }

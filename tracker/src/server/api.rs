@@ -210,6 +210,9 @@ pub struct Route {
     pub cached: bool,
     /// How long ago the kernel said so.
     pub age_ms: u64,
+    /// Whether a net ns on the way changes so often that answers about it are not kept.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub muted: bool,
     /// Its way.
     #[serde(flatten)]
     pub route: crate::route::Route,

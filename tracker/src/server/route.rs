@@ -1,7 +1,5 @@
 //! `GET /v1/route`: where a packet goes.
 
-use std::time::Duration;
-
 use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::response::Response;
@@ -10,11 +8,8 @@ use super::answer::{Refused, json};
 use super::api;
 use super::query::{self, RouteAsked, Start};
 use super::routes::{Face, Shared, find};
-use crate::route::{Found, Place, RouteError, RouteQuery, Routes};
+use crate::route::{Found, Netns, Place, Route, RouteError, RouteQuery, Routes};
 use crate::tracker::place_of;
-
-/// How long the kernel may take. A net ns that is asked for by a path may lie on a file system that does not answer.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 pub(super) async fn route(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
     let asked = query::route(&query.unwrap_or_default())?;
@@ -24,14 +19,24 @@ pub(super) async fn route(State(face): Shared, RawQuery(query): RawQuery) -> Res
         None => return Err(Refused::not_found("this tracker does not know routes")),
     };
     let place = place(&face, &asked.start)?;
-    let looked = tokio::task::spawn_blocking(move || look(&routes, &place, &asked));
-    let looked = tokio::time::timeout(PATIENCE, looked).await;
-    let (query, found) = match looked {
-        Ok(Ok(found)) => found.map_err(|error| refused(&error))?,
-        Ok(Err(panicked)) => return Err(Refused::unanswered(format!("the look-up panicked: {panicked}"))),
-        Err(_) => return Err(Refused::too_slow(format!("not answered within {} s", PATIENCE.as_secs()))),
-    };
+    let netns = routes.find(&place).await.map_err(|error| refused(&error))?;
+    let query = complete(&routes, &netns, &asked).await?;
+    let found = routes.lookup(&netns, &query, asked.fresh).await.map_err(|error| refused(&error))?;
     Ok(json(StatusCode::OK, &wire(&query, &found)))
+}
+
+/// The query with its interfaces' names looked up.
+async fn complete(routes: &Routes, netns: &Netns, asked: &RouteAsked) -> Result<RouteQuery, Refused> {
+    let mut indices = [None; 2];
+    for (index, interface) in indices.iter_mut().zip([&asked.input, &asked.output]) {
+        let Some(interface) = interface else { continue };
+        *index = Some(match interface.parse() {
+            Ok(number) => number,
+            Err(_) => routes.find_interface(netns, interface).await.map_err(|error| refused(&error))?,
+        });
+    }
+    let [input, output] = indices;
+    Ok(RouteQuery { input, output, ..asked.query }.normal())
 }
 
 fn place(face: &Face, start: &Start) -> Result<Place, Refused> {
@@ -51,24 +56,14 @@ fn place(face: &Face, start: &Start) -> Result<Place, Refused> {
     }
 }
 
-fn look(routes: &Routes, place: &Place, asked: &RouteAsked) -> Result<(RouteQuery, Found), RouteError> {
-    let netns = routes.netns(place)?;
-    let index = |interface: &Option<String>| match interface {
-        None => Ok(None),
-        Some(text) => text.parse().map(Some).or_else(|_| routes.interface(&netns, text).map(Some)),
-    };
-    let query = RouteQuery { input: index(&asked.input)?, output: index(&asked.output)?, ..asked.query }.normal();
-    let found = routes.ask(&netns, &query)?;
-    Ok((query, found))
-}
-
 fn wire(query: &RouteQuery, found: &Found) -> api::Route {
     api::Route {
-        src: query.source.or_else(|| found.route.hops.first().and_then(|hop| hop.source)),
+        src: query.source.or_else(|| found.hops.first().and_then(|hop| hop.source)),
         dst: query.destination,
         cached: found.cached,
         age_ms: u64::try_from(found.age.as_millis()).unwrap_or(u64::MAX),
-        route: (*found.route).clone(),
+        muted: found.muted,
+        route: Route::clone(found),
     }
 }
 
@@ -77,6 +72,7 @@ fn refused(error: &RouteError) -> Refused {
         _ if error.is_not_found() => Refused::not_found(error.to_string()),
         _ if error.is_question() => Refused::bad(error.to_string()),
         RouteError::Busy(_) => return Refused::busy(error.to_string()),
+        RouteError::TooSlow { .. } => Refused::too_slow(error.to_string()),
         _ => Refused::unanswered(error.to_string()),
     };
     match error.remedy() {
