@@ -1,8 +1,11 @@
 //! What each source counts about its own work.
 
+use nix::errno::Errno;
+
 use super::text::Families;
 use super::{buckets, read};
 use crate::barrier;
+use crate::route;
 use crate::source::{kernel, proc, scan};
 use crate::tracker::Stats;
 
@@ -13,6 +16,7 @@ pub(super) fn add(families: &mut Families, stats: &Stats) {
     state_directories(families, &stats.proc);
     #[cfg(feature = "containerd")]
     containerd(families, &stats.containerd);
+    routes(families, &stats.route);
 }
 
 fn probes(families: &mut Families, stats: &kernel::Stats) {
@@ -96,4 +100,28 @@ fn containerd(families: &mut Families, stats: &crate::source::containerd::Stats)
     families.counter("containerd_lists", "Times that everything was listed", read(&stats.lists));
     families.counter("containerd_sessions_lost", "Connections that worked and then ended", read(&stats.sessions_lost));
     families.counter("containerd_labels_left_out", "Labels that were too many or too long", read(&stats.left_out));
+}
+
+fn routes(families: &mut Families, stats: &route::Stats) {
+    let lookups = [("hit", stats.hits.sum()), ("miss", stats.misses.sum())];
+    let lookups = lookups.map(|(result, count)| (vec![("result", result.to_owned())], count));
+    families.counters("route_lookups", "Look-ups of routes: known, or asked for", lookups);
+    families.counter("route_exchanges", "Requests to the kernel for routes", stats.exchanges.sum());
+    families.counter("route_errors", "Look-ups that ended without an answer", read(&stats.errors));
+    let errnos = stats.errnos.counts().into_iter();
+    let errnos = errnos.map(|(errno, count)| (vec![("errno", format!("{:?}", Errno::from_raw(errno)))], count));
+    families.counters("route_refusals", "Requests that the kernel answered by an error, by errno", errnos);
+    families.counter("route_moves", "Messages that moved a net ns's generation", read(&stats.moves));
+    families.counter("route_strangers", "Messages of net namespaces that nobody asked about", read(&stats.strangers));
+    families.counter("route_overruns", "Times that messages about routes were lost", read(&stats.overruns));
+    families.counter("route_muted", "Times that a net ns changed too often to be kept", read(&stats.muted));
+    families.counter("route_entered", "Times that a net ns was entered", read(&stats.entered));
+    families.gauge("route_netns_known", "Net namespaces that are listened to", read(&stats.known) as f64);
+    families.gauge("route_netns_open", "Net namespaces that a socket is open in", read(&stats.open) as f64);
+    let subnets = &stats.subnets;
+    let results =
+        [("found", &subnets.found), ("none", &subnets.none), ("failed", &subnets.failed), ("cached", &subnets.cached)];
+    let labels = |result: &str| vec![("source", "ec2".to_owned()), ("result", result.to_owned())];
+    let results = results.map(|(result, count)| (labels(result), read(count)));
+    families.counters("route_subnet_lookups", "Look-ups of a cloud's names for subnets", results);
 }

@@ -247,6 +247,17 @@ pub struct Route {
     pub unfinished: Option<Str>,
 }
 
+impl Route {
+    /// Writes what the cloud calls the subnet that it leaves into.
+    pub(super) fn name_subnet(&mut self, name: Option<Str>) {
+        let last = self.hops.last_mut().and_then(|hop| hop.subnet.as_mut());
+        let via = self.via.as_mut().and_then(|via| via.subnet.as_mut());
+        for subnet in last.into_iter().chain(via) {
+            subnet.cloud = name.clone();
+        }
+    }
+}
+
 /// An answer and where it is from.
 #[derive(Clone, Debug)]
 pub struct Found {

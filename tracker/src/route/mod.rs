@@ -19,6 +19,7 @@
 mod answer;
 mod cache;
 mod clock;
+pub mod ec2;
 mod error;
 mod hops;
 mod listen;
@@ -30,6 +31,7 @@ mod reply;
 mod request;
 mod socket;
 mod stats;
+mod subnet;
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
@@ -53,6 +55,7 @@ use self::registry::Registry;
 pub use self::registry::Ways;
 pub use self::reply::Garbled;
 pub use self::stats::{Errnos, Stats, Striped, SubnetStats};
+use self::subnet::{Name, SubnetNames};
 
 /// How often a way is asked for again that changed while it was asked for.
 const ATTEMPTS: usize = 3;
@@ -74,12 +77,14 @@ pub struct Config {
     /// From which age on an answer is asked for again, whatever was heard: for what the kernel does not announce. 60,000 by
     /// default.
     pub oldest_ms: u64,
+    /// EC2's names for subnets.
+    pub ec2: ec2::Config,
 }
 
 impl Default for Config {
     fn default() -> Self {
         let directories = ["/run/netns", "/run/docker/netns"].map(PathBuf::from).to_vec();
-        Self { directories, cache_bytes: 16 << 20, oldest_ms: OLDEST.0 }
+        Self { directories, cache_bytes: 16 << 20, oldest_ms: OLDEST.0, ec2: ec2::Config::default() }
     }
 }
 
@@ -105,6 +110,7 @@ pub struct Routes {
     registry: Arc<Registry>,
     cache: Arc<Cache>,
     oldest: Millis,
+    subnet_names: Arc<SubnetNames>,
     /// First look-ups that are under way on threads of their own.
     slots: Arc<Semaphore>,
 }
@@ -124,11 +130,13 @@ impl Routes {
     /// Opens what is needed to ask and to listen. `ways` lead to net namespaces that nobody has asked about, where a veth
     /// ends in one.
     pub fn start(config: Config, ways: Option<Ways>, stats: Arc<Stats>) -> Result<(Routes, Listening), RouteError> {
+        let subnet_names = SubnetNames::new(config.ec2, Arc::clone(&stats));
         let registry = Arc::new(Registry::start(config.directories, ways, stats)?);
         let routes = Routes {
             registry: Arc::clone(&registry),
             cache: Arc::new(Cache::new(config.cache_bytes)),
             oldest: Millis(config.oldest_ms),
+            subnet_names: Arc::new(subnet_names),
             slots: Arc::new(Semaphore::new(MAX_ASKING)),
         };
         Ok((routes, Listening(registry)))
@@ -178,10 +186,10 @@ impl Routes {
                 Ok(found(entry, Millis::now()))
             }
             Taken::Missing(turn) => {
-                let (kept, asked) = self.miss(netns, &query)?;
+                let Miss { kept, asked, until } = self.miss(netns, &query)?;
                 Ok(match self.keepable(asked, &kept) {
                     true => {
-                        let entry = self.entry(netns, kept, asked);
+                        let entry = netns.0.answers.entry(kept, asked, until);
                         // Somebody who asked anew may have put in a later answer.
                         let _ = turn.insert(entry.clone());
                         Found { cached: false, ..found(entry, asked) }
@@ -200,11 +208,11 @@ impl Routes {
         if !self.registry.drain() {
             return Err(RouteError::Unsettled { what: self.what(netns, &query), attempts: 1 });
         }
-        let (kept, asked) = self.miss(netns, &query)?;
+        let Miss { kept, asked, until } = self.miss(netns, &query)?;
         if !self.keepable(asked, &kept) {
             return Ok(unkept(kept, asked));
         }
-        let entry = self.entry(netns, kept, asked);
+        let entry = netns.0.answers.entry(kept, asked, until);
         self.cache.put(Key::new(&netns.0, &query), entry.clone());
         Ok(Found { cached: false, ..found(entry, asked) })
     }
@@ -276,26 +284,29 @@ impl Routes {
         self.cache.get(key, now).map(|entry| found(entry, now))
     }
 
-    fn miss(&self, netns: &Netns, query: &RouteQuery) -> Result<(Kept, Millis), RouteError> {
+    fn miss(&self, netns: &Netns, query: &RouteQuery) -> Result<Miss, RouteError> {
         if let Some(source_address) = query.source.filter(|_| !query.is_of_one_family()) {
             return Err(RouteError::TwoFamilies { source_address, destination: query.destination });
         }
         self.registry.stats.misses.add(1);
         let asked = Millis::now();
         let walked = self.settled(netns, query);
-        let Walked { route, seen, .. } = walked.inspect_err(|_| {
+        let Walked { mut route, seen, egress } = walked.inspect_err(|_| {
             self.registry.stats.errors.fetch_add(1, Ordering::Relaxed);
         })?;
-        Ok((Kept::new(route, seen), asked))
+        let mut until = Millis(asked.0.saturating_add(self.oldest.0));
+        // Clouds know the host's interfaces.
+        let leaves = egress.filter(|(namespace, _)| Arc::ptr_eq(namespace, &self.registry.host));
+        if let Some(Name { name, until: believed }) = leaves.and_then(|(_, by)| self.subnet_names.of(&by)) {
+            route.name_subnet(name);
+            until = until.min(believed.unwrap_or(until));
+        }
+        Ok(Miss { kept: Kept::new(route, seen), asked, until })
     }
 
     /// Whether an answer may be used for others, who ask later.
     fn keepable(&self, asked: Millis, kept: &Kept) -> bool {
         self.registry.is_heard() && kept.is_settled(asked)
-    }
-
-    fn entry(&self, netns: &Netns, kept: Kept, asked: Millis) -> Entry {
-        netns.0.answers.entry(kept, asked, Millis(asked.0.saturating_add(self.oldest.0)))
     }
 
     fn what(&self, netns: &Netns, query: &RouteQuery) -> String {
@@ -322,6 +333,14 @@ impl Routes {
         self.registry.drain();
         !netns.0.is_settled(Millis::now())
     }
+}
+
+/// What the kernel said.
+struct Miss {
+    kept: Kept,
+    asked: Millis,
+    /// From when on it is not believed any more.
+    until: Millis,
 }
 
 #[inline]

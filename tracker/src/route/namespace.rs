@@ -283,6 +283,9 @@ impl Session<'_> {
         let question = || format!("for the route to {}", query.destination);
         let (chosen, matched) =
             self.ask(question, |socket| socket.ask_both(requests, Chosen::decode, Matched::decode))?;
+        if let Err(error) = &chosen {
+            self.stats.errnos.add(error.errno().unwrap_or_default());
+        }
         // What goes to everybody has no route to show.
         Ok((chosen, matched.ok()))
     }
