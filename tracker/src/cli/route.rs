@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tracker::route::{Hop, Kind};
-use tracker::server::api::Route as Answer;
+use tracker::server::api::route::{RouteAnswer, RouteLine};
 use tracker::server::client::Client;
 
 use super::error::Failure;
@@ -54,6 +54,9 @@ pub(crate) struct Route {
     /// Ask the kernel, whatever is known already.
     #[arg(long)]
     fresh: bool,
+    /// Go on with each change of the answer, until interrupted.
+    #[arg(long)]
+    watch: bool,
     /// How to print.
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -110,6 +113,7 @@ impl Route {
             number("sport", self.sport.map(u32::from)),
             number("dport", self.dport.map(u32::from)),
             self.fresh.then(|| ("fresh", "true".to_owned())),
+            self.watch.then(|| ("watch", "true".to_owned())),
         ];
         parameters.into_iter().flatten().collect()
     }
@@ -118,11 +122,41 @@ impl Route {
 pub(crate) async fn run(route: Route, client: &Client, out: &mut impl Write) -> Result<(), Failure> {
     let query = route.query();
     let query: Vec<(&str, &str)> = query.iter().map(|(name, value)| (*name, value.as_str())).collect();
-    let answer: Answer = client.get("/v1/route", &query).await?;
+    if route.watch {
+        return watch(client, &query, route.output, out).await;
+    }
+    let answer: RouteAnswer = client.get("/v1/route", &query).await?;
     print(out, &answer, route.output)
 }
 
-fn print(out: &mut impl Write, answer: &Answer, format: Format) -> Result<(), Failure> {
+async fn watch(client: &Client, query: &[(&str, &str)], format: Format, out: &mut impl Write) -> Result<(), Failure> {
+    let mut lines = client.lines("/v1/route", query).await?;
+    while let Some(text) = lines.next_text().await? {
+        let line: RouteLine = match (format, serde_json::from_slice(&text)) {
+            // One value in each line, as it came.
+            (Format::Json, _) => {
+                out.write_all(&text)?;
+                out.flush()?;
+                continue;
+            }
+            (_, line) => line.map_err(Failure::other)?,
+        };
+        let now = jiff::Timestamp::now().strftime("%H:%M:%S%.3f").to_string();
+        match line {
+            RouteLine::Route(answer) => {
+                if matches!(format, Format::Table | Format::Wide) {
+                    writeln!(out, "{now}")?;
+                }
+                print(out, &answer, format)?;
+            }
+            RouteLine::Error(refusal) => writeln!(out, "{now} no answer: {}", escape(&refusal.error))?,
+        }
+        out.flush()?;
+    }
+    Err(Failure::other("the tracker ended the stream"))
+}
+
+fn print(out: &mut impl Write, answer: &RouteAnswer, format: Format) -> Result<(), Failure> {
     match format {
         Format::Json => output::json(out, answer)?,
         Format::Yaml => output::yaml(out, answer)?,
@@ -137,7 +171,7 @@ fn print(out: &mut impl Write, answer: &Answer, format: Format) -> Result<(), Fa
     Ok(())
 }
 
-fn people(out: &mut impl Write, answer: &Answer, wide: bool) -> std::io::Result<()> {
+fn people(out: &mut impl Write, answer: &RouteAnswer, wide: bool) -> std::io::Result<()> {
     for hop in &answer.route.hops {
         writeln!(out, "net ns {}: {}", hop.netns, describe(answer, hop, wide))?;
         for way in &hop.nexthops {
@@ -160,7 +194,7 @@ fn people(out: &mut impl Write, answer: &Answer, wide: bool) -> std::io::Result<
 }
 
 /// A hop on one line, in the words and the order of `ip route get`.
-fn describe(answer: &Answer, hop: &Hop, wide: bool) -> String {
+fn describe(answer: &RouteAnswer, hop: &Hop, wide: bool) -> String {
     let mut words = Vec::new();
     if hop.kind != Kind::Unicast {
         words.push(hop.kind.name().to_owned());

@@ -4,6 +4,8 @@
 //! already has the right shape, it is used as it is. Readers ignore fields that they do not know, so fields may be
 //! added; none changes its meaning.
 
+pub mod route;
+
 use serde::{Deserialize, Serialize};
 
 use super::clock::{Wall, WallClock};
@@ -196,26 +198,6 @@ pub enum WatchLine {
         /// How many changes it missed.
         missed: u64,
     },
-}
-
-/// Where a packet goes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Route {
-    /// Where from, as it was asked or as the kernel chose.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub src: Option<std::net::IpAddr>,
-    /// Where to: the translated destination, if one was given.
-    pub dst: std::net::IpAddr,
-    /// Whether the answer is from the cache.
-    pub cached: bool,
-    /// How long ago the kernel said so.
-    pub age_ms: u64,
-    /// Whether a net ns on the way changes so often that answers about it are not kept.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub muted: bool,
-    /// Its way.
-    #[serde(flatten)]
-    pub route: crate::route::Route,
 }
 
 /// One source's condition.

@@ -126,7 +126,12 @@ impl Client {
 
     /// `GET`s a stream of JSON lines, for as long as both sides like.
     pub async fn watch(&self, query: &[(&str, &str)]) -> Result<Watch, ClientError> {
-        let response = self.send(Method::GET, &with_query("/v1/watch", query), Bytes::new()).await?;
+        self.lines("/v1/watch", query).await
+    }
+
+    /// `GET`s the stream of JSON lines that another path has.
+    pub async fn lines(&self, path: &str, query: &[(&str, &str)]) -> Result<Watch, ClientError> {
+        let response = self.send(Method::GET, &with_query(path, query), Bytes::new()).await?;
         Ok(Watch { client: self.clone(), body: response.into_body(), pending: Vec::new(), searched: 0 })
     }
 

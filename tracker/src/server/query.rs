@@ -79,6 +79,8 @@ pub(super) struct RouteAsked {
     pub(super) output: Option<String>,
     /// Whether the kernel is to be asked whatever is known.
     pub(super) fresh: bool,
+    /// Whether to go on with each change of the answer.
+    pub(super) watch: bool,
 }
 
 /// `GET /v1/containers` and `/v1/watch`.
@@ -124,7 +126,8 @@ pub(super) fn route(query: &str) -> Result<RouteAsked, Refused> {
         parameters_of(query, ROUTE, ["dst", "src", "netns", "container", "pid", "path"])?;
     let [translated, iif, oif, mark, uid, tos] =
         parameters_of(query, ROUTE, ["translated", "iif", "oif", "mark", "uid", "tos"])?;
-    let [proto, sport, dport, fresh] = parameters_of(query, ROUTE, ["proto", "sport", "dport", "fresh"])?;
+    let [proto, sport, dport, fresh, watch] =
+        parameters_of(query, ROUTE, ["proto", "sport", "dport", "fresh", "watch"])?;
     let dst = dst.ok_or_else(|| Refused::bad("say where to").remedy("for example ?dst=8.8.8.8"))?;
     let start = match (netns, container, pid, path) {
         (None, None, None, None) => Start::Host,
@@ -148,7 +151,7 @@ pub(super) fn route(query: &str) -> Result<RouteAsked, Refused> {
         ..RouteQuery::to(address("dst", &dst)?)
     };
     let (input, output) = (iif.map(Cow::into_owned), oif.map(Cow::into_owned));
-    Ok(RouteAsked { start, query, input, output, fresh: flag("fresh", fresh)? })
+    Ok(RouteAsked { start, query, input, output, fresh: flag("fresh", fresh)?, watch: flag("watch", watch)? })
 }
 
 const ROUTE: &[&str] = &[
@@ -168,6 +171,7 @@ const ROUTE: &[&str] = &[
     "sport",
     "dport",
     "fresh",
+    "watch",
 ];
 
 fn address(name: &str, text: &str) -> Result<IpAddr, Refused> {
@@ -328,10 +332,36 @@ mod tests {
         assert!(none("x=1").is_err() && none("").is_ok());
     }
 
+    #[test]
+    fn a_route_says_where_to_and_where_it_begins() {
+        let asked = route("dst=%3A%3Affff%3A8.8.8.8&container=web&mark=7&iif=eth0&dport=53&proto=17&fresh").unwrap();
+        assert_eq!(asked.start, Start::Container("web".into()));
+        assert_eq!((asked.input.as_deref(), asked.output, asked.fresh, asked.watch), (Some("eth0"), None, true, false));
+        let query = RouteQuery { mark: Some(7), protocol: Some(17), destination_port: Some(53), ..asked.query };
+        assert_eq!(asked.query, query);
+        assert_eq!(asked.query.normal().destination.to_string(), "8.8.8.8");
+        assert_eq!(route("dst=::1").unwrap().start, Start::Host);
+        assert_eq!(route("dst=::1&path=/run/netns/x").unwrap().start, Start::Path("/run/netns/x".into()));
+        for (query, expected) in [
+            ("", "where to"),
+            ("dst=8.8.8", "dst"),
+            ("dst=::1&netns=1&pid=2", "one net ns"),
+            ("dst=::1&mark=x", "mark=x"),
+            ("dst=::1&sport=65536", "sport=65536"),
+            ("dst=::1&gateway=1", "`gateway`"),
+            ("dst=::1&dst=::2", "twice"),
+            ("dst=::1&fresh=maybe", "fresh=maybe"),
+        ] {
+            let error = route(query).unwrap_err().refusal.error;
+            assert!(error.contains(expected), "{query}: {error}");
+        }
+        assert_eq!(route("dst=8.8.8.300").unwrap_err().refusal.column, Some(9));
+    }
+
     proptest! {
         #[test]
         fn no_query_string_panics(query in "\\PC*") {
-            let _ = (lookup(&query), explain(&query), list(&query), none(&query));
+            let _ = (lookup(&query), explain(&query), list(&query), none(&query), route(&query));
         }
 
         #[test]
