@@ -1,5 +1,7 @@
 //! What the tracker is told: each module's own `Config`, put together. TOML; unknown keys are refused.
 
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -46,7 +48,7 @@ pub enum ConfigError {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        error: std::io::Error,
+        error: io::Error,
     },
     /// The file is not what is expected; the error names line and column.
     #[error("understand the configuration `{path}`: {error}")]
@@ -59,16 +61,34 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Reads a file of TOML.
+    /// Reads a file of TOML, of at most 1 MiB.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        let text = read_text(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
         toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error: Box::new(error) })
     }
+}
+
+/// More than any configuration, and soon read: a device without an end may have been named.
+const MAX_LEN: u64 = 1 << 20;
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let len = File::open(path)?.take(MAX_LEN + 1).read_to_string(&mut text)? as u64;
+    if len > MAX_LEN {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 1 MiB"));
+    }
+    Ok(text)
 }
 
 #[cfg(all(test, feature = "containerd"))]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_without_an_end_is_refused() {
+        let said = Config::read(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert_eq!(said, "read the configuration `/dev/zero`: it is longer than 1 MiB");
+    }
 
     #[test]
     fn the_operators_manual_lists_every_key_with_its_default() {

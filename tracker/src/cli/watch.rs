@@ -47,7 +47,10 @@ pub(crate) async fn run(watch: Watch, client: &Client, out: &mut impl Write) -> 
 }
 
 fn ended() -> Failure {
-    Failure::other("the tracker ended the stream")
+    Failure::Other {
+        error: "the tracker ended the stream".into(),
+        remedy: Some("it was stopped, or is being restarted: try again".into()),
+    }
 }
 
 fn names(out: &mut impl Write, line: &WatchLine) -> std::io::Result<()> {
