@@ -1,7 +1,7 @@
 //! `tracker inspect`: all that is known about one container.
 
 use std::fs::OpenOptions;
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -73,7 +73,13 @@ fn read_config(container: &Container) -> Result<serde_json::Value, Failure> {
     // A bundle belongs to whoever made it: neither a link nor a FIFO in its place is followed or waited for.
     let mut options = OpenOptions::new();
     options.read(true).custom_flags((OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK).bits());
-    let file = options.open(&path).map_err(|error| failed(&error))?;
+    let file = options.open(&path).map_err(|error| match error.kind() {
+        ErrorKind::NotFound => Failure::NotFound {
+            error: format!("there is no {} any more", path.display()),
+            remedy: "a runtime removes a bundle with its container",
+        },
+        _ => failed(&error),
+    })?;
     let metadata = file.metadata().map_err(|error| failed(&error))?;
     if !metadata.is_file() || metadata.len() > MAX_CONFIG {
         return Err(failed(&"not a regular file of at most 16 MiB"));
