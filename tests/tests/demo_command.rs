@@ -47,6 +47,24 @@ fn the_demo_lists_its_containers_and_removes_them() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn without_probes_and_the_barrier_the_demo_still_has_something_to_show() -> Result<()> {
+    require!(requirement::root(), requirement::tracker(), requirement::demo_runtime());
+    let without = env!("CARGO_BIN_EXE_without_call");
+    let mut command = Command::new(without);
+    command.args([&libc::SYS_bpf.to_string(), &libc::EPERM.to_string(), without]);
+    command.args([&libc::SYS_fanotify_init.to_string(), &libc::EPERM.to_string()]);
+    command.arg(requirement::tracker().map_err(anyhow::Error::msg)?).args(["demo", "--once", "-o", "json"]);
+    let output = command.stdin(Stdio::null()).output().context("start the demo")?;
+    if !output.status.success() {
+        bail!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    }
+    let containers: Vec<Value> = serde_json::from_slice(&output.stdout)?;
+    assert_eq!(containers.len(), 4);
+    assert!(containers.iter().all(|container| container["grade"] == "observed"), "{containers:?}");
+    Ok(())
+}
+
 /// A demo that is making its first container, held up there: it cannot have ended before it is told to.
 fn interrupted(log: &Path) -> Result<(Process, PathBuf)> {
     let mut command = Command::new(requirement::tracker().map_err(anyhow::Error::msg)?);
