@@ -323,6 +323,14 @@ fn refusal(
 ) -> Result<Kind, RouteError> {
     let netns = namespace.identity.inode;
     let is_silent = matches!(&error, AskError::Refused { words: None, .. });
+    // IPv4 sends from none but its own addresses; the errno for another one has changed over the years.
+    if let (Some(libc::EINVAL | libc::ENETUNREACH), Some(address @ IpAddr::V4(_)), None) =
+        (error.errno(), query.source, query.input)
+        && is_silent
+        && !session.choice(&RouteQuery::to(address))?.is_ok_and(|chosen| chosen.kind == Kind::Local)
+    {
+        return Err(RouteError::NotItsAddress { address, netns });
+    }
     match error.errno() {
         Some(libc::ENETUNREACH) => Ok(Kind::NoRoute),
         Some(libc::EHOSTUNREACH) => Ok(Kind::Unreachable),
@@ -330,24 +338,18 @@ fn refusal(
         Some(libc::EAGAIN) => Ok(Kind::Throw),
         Some(libc::EXDEV) => Ok(Kind::Refused),
         // A blackhole has the same errno as a request that makes no sense; that one comes with words.
-        Some(libc::EINVAL) if is_silent => invalid(session, netns, query),
+        Some(libc::EINVAL) if is_silent => invalid(session, query),
         _ => Err(RouteError::asked(netns, format!("for the route to {}", query.destination), error)),
     }
 }
 
-/// The three meanings of a bare "invalid argument".
-fn invalid(session: &mut Session<'_>, netns: u32, query: &RouteQuery) -> Result<Kind, RouteError> {
-    if query.input.is_some() {
-        // Asked as if it were sent from here by nobody in particular, only a blackhole is left as the reason.
-        let bare = RouteQuery { input: None, source: None, ..*query };
-        let is_blackhole = matches!(session.choice(&bare)?, Err(error) if error.errno() == Some(libc::EINVAL));
-        return Ok(if is_blackhole { Kind::Blackhole } else { Kind::Refused });
+/// The two meanings of a bare "invalid argument", for a packet that is forwarded; for others it has one.
+fn invalid(session: &mut Session<'_>, query: &RouteQuery) -> Result<Kind, RouteError> {
+    if query.input.is_none() {
+        return Ok(Kind::Blackhole);
     }
-    if let Some(address) = query.source {
-        let is_local = session.choice(&RouteQuery::to(address))?.is_ok_and(|chosen| chosen.kind == Kind::Local);
-        if !is_local {
-            return Err(RouteError::NotItsAddress { address, netns });
-        }
-    }
-    Ok(Kind::Blackhole)
+    // Asked as if it were sent from here by nobody in particular, only a blackhole is left as the reason.
+    let bare = RouteQuery { input: None, source: None, ..*query };
+    let is_blackhole = matches!(session.choice(&bare)?, Err(error) if error.errno() == Some(libc::EINVAL));
+    Ok(if is_blackhole { Kind::Blackhole } else { Kind::Refused })
 }

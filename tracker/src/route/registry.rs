@@ -100,6 +100,7 @@ impl Registry {
             stats,
         };
         registry.table().enter(host);
+        registry.count_known();
         Ok(registry)
     }
 
