@@ -110,6 +110,20 @@ fn without_probes_starts_are_held_all_the_same() -> Result<()> {
 }
 
 #[test]
+fn without_a_log_that_can_be_written_it_works_on() -> Result<()> {
+    require!(Kind::Runc.requirement(), requirement::tracker(), kernel::btf(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    // As on a disk that is full, or with a reader that has gone.
+    let wrapper = ["sh", "-c", "exec \"$@\" 2>/dev/full", "sh"].map(OsStr::new);
+    let mut daemon = Daemon::start_by(&wrapper, &house.config(PATIENT, ""))?;
+    let container = house.started("no-log")?;
+    let known = eventually("it runs", || daemon.in_state("no-log", "running"));
+    assert_eq!((&known["grade"], &known["pid"]), (&Value::from("held"), &Value::from(container.pid())), "{known}");
+    assert!(daemon.process().ended()?.is_none());
+    Ok(())
+}
+
+#[test]
 fn without_permission_events_containers_are_known_from_their_first_exec() -> Result<()> {
     require!(Kind::Runc.requirement(), requirement::tracker(), kernel::btf());
     let house = House::new(Kind::Runc)?;

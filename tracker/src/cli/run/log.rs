@@ -31,7 +31,9 @@ pub(crate) fn start(format: LogFormat, recent: Option<Recent>) -> Result<(), Fai
         error: format!("RUST_LOG: {error}"),
         remedy: "for example RUST_LOG=info,tracker::barrier=debug".to_owned(),
     })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter);
+    // Where a line cannot be written (the disk is full, who read the log has gone), telling so on standard error would
+    // fail, too, and by a panic: the tracker works on without a log.
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
     let started = match (recent, format) {
         (Some(recent), _) => {
             builder.with_ansi(false).with_target(false).with_timer(TimeOfDay).with_writer(recent).try_init()
