@@ -326,6 +326,7 @@ fn compare_all(route: &Route, topology: &Topology, query: &RouteQuery, words: &s
 }
 
 #[test]
+#[expect(clippy::print_stdout, reason = "the harness shows it when the test fails")]
 fn what_we_say_is_what_ip_route_get_says() -> Result<()> {
     require!(root(), program("ip"));
     let seed = std::env::var("ROUTES_SEED").ok().and_then(|seed| seed.parse().ok());

@@ -1,0 +1,142 @@
+//! What goes wrong around routes: each has an answer that says so, and nothing wrong is kept.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+
+use anyhow::Result;
+use tracker::route::{Config, Kind, Place, RouteError, Routes};
+use tracker_tests::net::{Net, veth};
+use tracker_tests::require;
+use tracker_tests::requirement::{program, root};
+use tracker_tests::routes::{Listened, to};
+use tracker_tests::wait::{PATIENCE, eventually};
+
+fn pair() -> Result<(Net, Net)> {
+    let (inner, outer) = (Net::new("inner")?, Net::new("outer")?);
+    veth(&inner, "eth0", &outer, "veth0")?;
+    inner.ip("addr add 10.60.0.2/24 dev eth0")?;
+    inner.ip("route add default via 10.60.0.1")?;
+    outer.ip("addr add 10.60.0.1/24 dev veth0")?;
+    Ok((inner, outer))
+}
+
+#[test]
+fn an_exchange_that_is_held_up_holds_up_nobody_else() -> Result<()> {
+    require!(root(), program("ip"));
+    let ((slow, _hidden), (quick, outer)) = (pair()?, pair()?);
+    // To find the other end of `slow`'s veth, somebody is asked for ways who does not answer until told.
+    let (tell, told) = mpsc::sync_channel::<()>(1);
+    let (entered, has_entered) = mpsc::sync_channel::<()>(1);
+    let told = Mutex::new(told);
+    let ways = Box::new(move || {
+        let _ = entered.try_send(());
+        let _ = told.lock().expect("nobody panics").recv_timeout(PATIENCE);
+        Vec::new()
+    });
+    let house = Listened::start_with(Config { directories: Vec::new(), ..Config::default() }, Some(ways))?;
+    // The other's other end is known, so that nobody is asked for a way to it.
+    house.netns(&outer)?;
+    let (held, calm) = (house.netns(&slow)?, house.netns(&quick)?);
+    house.until_kept(&calm, &to("8.8.8.8"));
+    assert!(has_entered.try_recv().is_err());
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| house.routes.lookup_blocking(&held, &to("8.8.8.8")));
+        has_entered.recv_timeout(PATIENCE).expect("the exchange is held up");
+        assert!(house.routes.ask_blocking(&calm, &to("8.8.8.9")).is_ok(), "a miss of another key");
+        house.until_kept(&calm, &to("8.8.8.8"));
+        assert!(!asking.is_finished());
+        tell.send(()).expect("it is waiting");
+        asking.join().expect("no panic").map(drop)
+    })?;
+    Ok(())
+}
+
+#[test]
+fn lost_messages_make_everything_unknown_and_it_is_found_again() -> Result<()> {
+    require!(root(), program("ip"));
+    let (inner, _outer) = pair()?;
+    // Nobody reads while more is said than the socket can hold.
+    let (routes, listening) = Routes::start(Config::default(), None, Arc::default())?;
+    let netns = routes.netns(&Place::Path(inner.path()))?;
+    for round in 0..10 {
+        let verb = ["add", "del"][round % 2];
+        let line = |n: u32| format!("route {verb} 10.{}.{}.0/24 via 10.60.0.1\n", 100 + n / 250, n % 250);
+        inner.batch(&(0..10_000).map(line).collect::<String>())?;
+    }
+    let found = routes.ask_blocking(&netns, &to("8.8.8.8"));
+    assert!(routes.stats().overruns.load(Ordering::Relaxed) > 0, "the socket ran over");
+    assert!(matches!(found, Err(RouteError::Gone { .. } | RouteError::Unsettled { .. })), "{found:?}");
+    assert!(netns.is_gone());
+    let again = routes.netns(&Place::Path(inner.path()))?;
+    assert_eq!(again.identity(), netns.identity());
+    assert_eq!(routes.ask_blocking(&again, &to("8.8.8.8"))?.hops[0].gateway, Some("10.60.0.1".parse()?));
+    drop(listening);
+    Ok(())
+}
+
+#[test]
+fn a_hundred_thousand_routes_are_as_good_as_two() -> Result<()> {
+    require!(root(), program("ip"));
+    let (inner, _outer) = pair()?;
+    let line = |n: u32| format!("route add {}.{}.{}.0/24 via 10.60.0.100\n", 11 + n / 65_536, n / 256 % 256, n % 256);
+    inner.batch(&(0..100_000).map(line).collect::<String>())?;
+    let house = Listened::start()?;
+    let found = house.ask(&inner, &to("11.200.7.9"))?;
+    assert_eq!(found.hops[0].gateway, Some("10.60.0.100".parse()?));
+    assert_eq!(found.hops[0].prefix.map(|prefix| prefix.to_string()).as_deref(), Some("11.200.7.0/24"));
+    Ok(())
+}
+
+#[test]
+fn changes_all_the_while_give_right_answers_or_none() -> Result<()> {
+    require!(root(), program("ip"));
+    let (inner, outer) = pair()?;
+    outer.ip("addr add 10.60.0.3/24 dev veth0")?;
+    let house = Listened::start()?;
+    let netns = house.netns(&inner)?;
+    let is_done = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Result<()> {
+        let asking = scope.spawn(|| {
+            let mut answers = 0;
+            while !is_done.load(Ordering::Relaxed) {
+                match house.routes.lookup_blocking(&netns, &to("8.8.8.8")) {
+                    Ok(found) => {
+                        let gateway = found.hops[0].gateway.map(|gateway| gateway.to_string());
+                        assert!(matches!(gateway.as_deref(), Some("10.60.0.1" | "10.60.0.3") | None), "{found:?}");
+                        // All of it is of one moment.
+                        assert_eq!(found.hops[0].kind == Kind::Unicast, found.hops[0].interface.is_some(), "{found:?}");
+                        answers += 1;
+                    }
+                    Err(RouteError::Unsettled { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            answers
+        });
+        let changes = "route replace default via 10.60.0.3\nlink set eth0 down\nlink set eth0 up\n\
+                       route replace default via 10.60.0.1\n";
+        let changed = inner.batch(&changes.repeat(100)).and_then(|()| inner.ip("link del eth0"));
+        is_done.store(true, Ordering::Relaxed);
+        assert!(asking.join().expect("no wrong answer") > 0);
+        changed
+    })?;
+    let last = house.routes.ask_blocking(&netns, &to("8.8.8.8"))?;
+    assert_eq!(last.hops[0].kind, Kind::NoRoute);
+    Ok(())
+}
+
+#[test]
+fn no_more_sockets_are_open_than_allowed_and_none_in_the_end() -> Result<()> {
+    require!(root(), program("ip"));
+    let house = Listened::start()?;
+    let nets: Vec<Net> = (0..270).map(|_| Net::new("many")).collect::<Result<_>>()?;
+    for net in &nets {
+        let netns = house.netns(net)?;
+        assert_eq!(house.routes.lookup_blocking(&netns, &to("8.8.8.8"))?.hops[0].kind, Kind::NoRoute);
+        assert!(house.stats.open.load(Ordering::Relaxed) <= 256);
+    }
+    assert!(house.stats.open.load(Ordering::Relaxed) >= 1);
+    eventually("all sockets are closed", || (house.stats.open.load(Ordering::Relaxed) == 0).then_some(()));
+    assert_eq!(house.stats.known.load(Ordering::Relaxed), 271, "and all are known, with the host's own");
+    Ok(())
+}
