@@ -7,6 +7,8 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tracker_tests::daemon::Daemon;
+use tracker_tests::process::Process;
+use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
 
 /// A configuration under which nothing of the machine's is touched.
@@ -57,6 +59,8 @@ fn each_thing_that_is_taken_away_is_found() -> Result<()> {
         (&without("-sys_ptrace"), "CAP_SYS_PTRACE", 1),
         (&without("-sys_admin"), "fanotify permission events", 0),
         (&without("-sys_nice"), "CAP_SYS_NICE", 0),
+        (&without("-net_broadcast"), "CAP_NET_BROADCAST", 0),
+        (&without("-net_admin"), "CAP_NET_ADMIN", 0),
     ] {
         let told = format!("{subject} behind {wrapper:?}");
         assert!(!is_lacking(&before, subject)?, "{told}: it was not taken away yet");
@@ -84,13 +88,34 @@ fn the_tracker_does_without_what_it_is_said_to_do_without() -> Result<()> {
     ] {
         let wrapper = ["setpriv", "--bounding-set", capability].map(AsRef::as_ref);
         let daemon = Daemon::start_by(&wrapper, ALONE)?;
-        let found = tracker_tests::wait::eventually(&format!("{source} without {capability}"), || {
+        let found = eventually(&format!("{source} without {capability}"), || {
             let lines = daemon.sources(source).ok()?;
             lines.into_iter().find(|line| line["condition"] == condition)
         });
         if condition != "live" {
             assert!(found["detail"].as_str().is_some_and(|detail| detail.contains("CAP_")), "{found}");
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn routes_need_what_they_are_said_to_need() -> Result<()> {
+    require!(requirement::root(), requirement::tracker());
+    require!(requirement::program("setpriv"), requirement::program("unshare"));
+    let log = tempfile::NamedTempFile::new()?;
+    let other = Process::start(Command::new("unshare").args(["--net", "sleep", "1000"]), log.path())?;
+    let namespace = |pid: u32| kernel::namespace(pid, "net").ok();
+    let own = namespace(std::process::id());
+    eventually("a net ns of its own", || (namespace(other.pid()) != own).then_some(()));
+    let other = format!("/proc/{}/ns/net", other.pid());
+    for (capability, lacks) in
+        [("-sys_nice", false), ("-sys_admin", true), ("-net_broadcast", true), ("-net_admin", true)]
+    {
+        let wrapper = ["setpriv", "--bounding-set", capability].map(AsRef::as_ref);
+        let said = Daemon::start_by(&wrapper, ALONE)?.ask(&["route", "127.0.0.1", "--netns", &other])?;
+        let named = capability.replace('-', "CAP_").to_uppercase();
+        assert_eq!(said.err.contains(&named), lacks, "{capability}: {said:?}");
     }
     Ok(())
 }

@@ -80,7 +80,7 @@ fn mount_namespace() -> Check {
 }
 
 /// Numbers from `include/uapi/linux/capability.h`; what each is for is told in docs/operating.md too.
-const CAPABILITIES: [(u32, &str, Verdict, &str); 6] = [
+const CAPABILITIES: [(u32, &str, Verdict, &str); 8] = [
     (
         39,
         "CAP_BPF",
@@ -93,7 +93,14 @@ const CAPABILITIES: [(u32, &str, Verdict, &str); 6] = [
         Verdict::Fail,
         "no kernel source: nothing is known before a scan of /proc finds it (grade observed)",
     ),
-    (21, "CAP_SYS_ADMIN", Verdict::Warn, "no barrier: starts are not held (grade first-exec at best)"),
+    (
+        21,
+        "CAP_SYS_ADMIN",
+        Verdict::Warn,
+        "no barrier: starts are not held (grade first-exec at best); no routes, for net namespaces cannot be entered",
+    ),
+    (11, "CAP_NET_BROADCAST", Verdict::Warn, "no routes: changes in net namespaces are not heard"),
+    (12, "CAP_NET_ADMIN", Verdict::Warn, "no routes but the host's: other net namespaces cannot be told apart there"),
     (
         19,
         "CAP_SYS_PTRACE",

@@ -116,7 +116,7 @@ impl RouteError {
             RouteError::Open { error, .. } | RouteError::Refused { error, .. }
                 if error.kind() == io::ErrorKind::PermissionDenied =>
             {
-                Some("run the tracker as root: entering a net ns needs CAP_SYS_ADMIN, listening to it CAP_NET_ADMIN")
+                Some("run the tracker as root: routes need CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_BROADCAST")
             }
             RouteError::Gone { .. } => Some("ask again: by container, pid or path"),
             RouteError::Unsettled { .. } | RouteError::TooSlow { .. } | RouteError::Busy(_) => Some("ask again"),
