@@ -4,6 +4,7 @@
 //! other. On a terminal the list lives until Ctrl-C; elsewhere it is printed once. All that the demo made is removed
 //! at its end, however it ends; after a `kill -9`, by the next demo.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Write};
 use std::os::unix::process::CommandExt;
@@ -21,7 +22,7 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 use tracker::server::api::Container as Shown;
 use tracker::server::clock::WallClock;
-use tracker::{Config, Feed, FeedItem, FeedOptions, Handle, Selector, Tracker};
+use tracker::{Config, Container, Feed, FeedItem, FeedOptions, Handle, Selector, Tracker};
 
 use super::columns::CONTAINER;
 use super::error::Failure;
@@ -39,7 +40,7 @@ pub(crate) struct Demo {
     list: ListOptions,
 }
 
-/// The pod namespace of all its containers, by which they are told from others on the host.
+/// The pod namespace of all its containers.
 const POD_NAMESPACE: &str = "demo";
 
 /// What runs all the time: pod, container, and whose net namespace it shares.
@@ -81,7 +82,7 @@ pub(crate) fn run(demo: &Demo, out: &mut impl Write) -> Result<(), Failure> {
         let show = async {
             match &recent {
                 Some(recent) => Ok(live::show(&tracker, recent).await?),
-                None => print_once(&tracker, &demo.list, out).await,
+                None => print_once(&tracker, &stage.dir, &demo.list, out).await,
             }
         };
         let shown = runtime.block_on(async {
@@ -124,33 +125,38 @@ impl Told {
     }
 }
 
-/// Prints the scene's containers as soon as all of them run.
-async fn print_once(tracker: &Handle, list: &ListOptions, out: &mut impl Write) -> Result<(), Failure> {
-    let selector = Selector::parse(&format!("pod-namespace={POD_NAMESPACE},state=running")).map_err(Failure::other)?;
+/// Prints the scene's containers as soon as all of them run. Another demo's have the same names: ours have their bundles
+/// in `dir`.
+async fn print_once(tracker: &Handle, dir: &Path, list: &ListOptions, out: &mut impl Write) -> Result<(), Failure> {
+    let ours = |container: &Container| container.bundle.as_deref().is_some_and(|path| Path::new(path).starts_with(dir));
+    let selector = Selector::parse("state=running").map_err(Failure::other)?;
     let options = FeedOptions { selector: selector.clone(), ..FeedOptions::new("demo") };
     let mut feed = tracker.subscribe(options).await.map_err(Failure::other)?;
-    if timeout(PATIENCE, all_seen(&mut feed)).await.is_err() {
+    if timeout(PATIENCE, all_seen(&mut feed, ours)).await.is_err() {
         let remedy = Some("`tracker doctor` says what does not work here".to_owned());
         let error = format!("not all of the demo's containers were seen within {PATIENCE:?}");
         return Err(Failure::Other { error, remedy });
     }
     let (clock, node) = (WallClock::new(), tracker.node().into());
     let mut reader = tracker.reader();
-    let shown = reader.select(&selector).map(|container| Shown::new(container, &node, &clock)).collect();
+    let shown = reader
+        .select(&selector)
+        .filter(|container| ours(container))
+        .map(|container| Shown::new(container, &node, &clock))
+        .collect();
     output::list(out, shown, CONTAINER, |container| &container.id, list)
 }
 
-async fn all_seen(feed: &mut Feed) {
-    let mut seen = std::collections::BTreeSet::new();
+async fn all_seen(feed: &mut Feed, ours: impl Fn(&Container) -> bool) {
+    let mut seen = BTreeSet::new();
     while seen.len() < SCENE.len() {
-        match feed.next().await {
-            Some(FeedItem::Bundle { containers, .. }) => {
-                seen.extend(containers.iter().map(|container| container.id.clone()))
-            }
-            Some(FeedItem::Change(change)) => seen.extend(change.after.map(|container| container.id.clone())),
-            Some(FeedItem::Lagged { .. }) => {}
+        let news = match feed.next().await {
+            Some(FeedItem::Bundle { containers, .. }) => containers,
+            Some(FeedItem::Change(change)) => change.after.into_iter().collect(),
+            Some(FeedItem::Lagged { .. }) => continue,
             None => return,
-        }
+        };
+        seen.extend(news.iter().filter(|container| ours(container)).map(|container| container.id.clone()));
     }
 }
 
