@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use tempfile::TempDir;
-use tracker::histogram::BOUNDS_US;
+use tracker_tests::buckets::Buckets;
 use tracker_tests::bundle::{Bundle, RootFs};
 use tracker_tests::runc::{Container, Kind, Runtime};
 
@@ -150,37 +150,5 @@ impl Drop for Holder {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-/// The hold time's histogram.
-#[derive(Clone, Default)]
-struct Buckets(Vec<u64>);
-
-impl Buckets {
-    fn total(&self) -> u64 {
-        self.0.iter().sum()
-    }
-
-    fn since(&self, before: &Buckets) -> Buckets {
-        Buckets(self.0.iter().zip(&before.0).map(|(now, before)| now - before).collect())
-    }
-
-    fn add(&mut self, other: &Buckets) {
-        self.0.resize(other.0.len(), 0);
-        self.0.iter_mut().zip(&other.0).for_each(|(sum, more)| *sum += more);
-    }
-
-    /// The bound below which this share lies.
-    fn at(&self, share: f64) -> String {
-        let wanted = (self.total() as f64 * share).ceil() as u64;
-        let mut sum = 0;
-        for (bucket, count) in self.0.iter().enumerate() {
-            sum += count;
-            if sum >= wanted {
-                return BOUNDS_US.get(bucket).map_or("more".into(), |bound| format!("≤{bound} us"));
-            }
-        }
-        "-".into()
     }
 }

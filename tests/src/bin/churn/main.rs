@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use clap::Parser;
 use tracker::{BootTime, Config, Lookup, Reader, Tracker};
+use tracker_tests::buckets::Buckets;
 use tracker_tests::containerd::Containerd;
 
 use figures::{Figures, Percentiles};
@@ -86,17 +87,15 @@ fn aside(way: Way, lives: usize, tracker: &Tracker) -> String {
     let containerd = &tracker.stats().containerd;
     let calls = count(&containerd.calls_container) + count(&containerd.calls_image);
     let barrier = &tracker.stats().barrier;
-    let bounds = tracker::histogram::BOUNDS_US.iter().map(|bound| format!("≤ {bound} µs")).chain(["more".to_owned()]);
-    let held: Vec<String> = bounds
-        .zip(barrier.hold_times.counts())
-        .filter(|(_, number)| *number > 0)
-        .map(|(bound, number)| format!("{bound}: {number}"))
-        .collect();
+    let held = Buckets(barrier.hold_times.counts().into());
     format!(
-        "{}: {:.2} calls to containerd per life; read to answer: {}",
+        "{}: {:.2} calls to containerd per life; read to answer of {} events: p50 {}, p99 {}, max {}",
         way.name(),
         calls as f64 / lives as f64,
-        if held.is_empty() { "nothing was held".to_owned() } else { held.join(", ") }
+        held.total(),
+        held.at(0.5),
+        held.at(0.99),
+        held.at(1.0),
     )
 }
 
