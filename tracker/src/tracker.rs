@@ -41,7 +41,7 @@ use crate::source::health::{Condition, Health, HealthBoard};
 use crate::source::kernel::{Kernel, KernelError};
 use crate::source::manual::{RegisterError, Registration};
 use crate::source::scan::{AuditInbox, AuditRequest, Scanner};
-use crate::source::task::{host_namespaces, root_cgroup_id};
+use crate::source::task::{Task, host_namespaces, root_cgroup_id};
 use crate::source::{self, kernel, manual, scan};
 use crate::sys;
 use crate::time::BootTime;
@@ -545,7 +545,9 @@ fn chain(error: &dyn std::error::Error) -> String {
 
 /// The host's namespaces are those of pid 1; its cgroup is the v2 hierarchy's root.
 fn look_at_host() -> io::Result<Host> {
-    let namespaces = host_namespaces().ok_or(io::ErrorKind::PermissionDenied)?;
+    // What can be opened and shows no namespaces is not for us.
+    let unreadable = || Task::open(1).err().unwrap_or_else(|| io::ErrorKind::PermissionDenied.into());
+    let namespaces = host_namespaces().ok_or_else(unreadable)?;
     Ok(Host { namespaces, cgroup_id: root_cgroup_id().unwrap_or(0) })
 }
 
