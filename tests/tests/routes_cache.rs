@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use tracker::route::{Config, Found, Kind, Place, RouteError};
+use tracker::route::{Config, Found, Kind, Place, Route, RouteError};
 use tracker_tests::net::{Net, veth};
 use tracker_tests::require;
 use tracker_tests::requirement::{program, root};
@@ -49,6 +49,30 @@ fn what_was_asked_once_is_not_asked_again_until_something_changes() -> Result<()
         let found = house.routes.lookup_blocking(&netns, &to("8.8.8.8")).expect("an answer");
         (gateway(&found) == address("10.9.0.3")).then_some(())
     });
+    Ok(())
+}
+
+#[test]
+fn a_reader_remembers_no_longer_than_the_cache_keeps() -> Result<()> {
+    require!(root(), program("ip"));
+    let (inner, _outer) = two("10.9.0.1")?;
+    let house = Listened::start()?;
+    let (netns, mut reader) = (house.netns(&inner)?, house.routes.reader());
+    assert!(reader.lookup_cached(&netns, &to("8.8.8.8")).is_none());
+    house.until_kept(&netns, &to("8.8.8.8"));
+    let first = |route: Option<&Route>| route.and_then(|route| route.hops[0].gateway);
+    eventually("it is found", || first(reader.lookup_cached(&netns, &to("8.8.8.8"))));
+    inner.ip("route replace default via 10.9.0.3")?;
+    // As soon as the one has heard of it, so has the other.
+    house.routes.ask_blocking(&netns, &to("8.8.8.8"))?;
+    let remembered = first(reader.lookup_cached(&netns, &to("8.8.8.8")));
+    assert_ne!(remembered, address("10.9.0.1"));
+    house.until_kept(&netns, &to("8.8.8.8"));
+    eventually("the new one is found", || {
+        (first(reader.lookup_cached(&netns, &to("8.8.8.8"))) == address("10.9.0.3")).then_some(())
+    });
+    drop(inner);
+    eventually("its end is heard", || reader.lookup_cached(&netns, &to("8.8.8.8")).is_none().then_some(()));
     Ok(())
 }
 

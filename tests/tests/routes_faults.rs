@@ -1,13 +1,15 @@
 //! What goes wrong around routes: each has an answer that says so, and nothing wrong is kept.
 
+use std::ffi::OsStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 use anyhow::Result;
 use tracker::route::{Config, Kind, Place, RouteError, Routes};
+use tracker_tests::daemon::Daemon;
 use tracker_tests::net::{Net, veth};
 use tracker_tests::require;
-use tracker_tests::requirement::{program, root};
+use tracker_tests::requirement::{program, root, tracker};
 use tracker_tests::routes::{Listened, to};
 use tracker_tests::wait::{PATIENCE, eventually};
 
@@ -138,5 +140,34 @@ fn no_more_sockets_are_open_than_allowed_and_none_in_the_end() -> Result<()> {
     assert!(house.stats.open.load(Ordering::Relaxed) >= 1);
     eventually("all sockets are closed", || (house.stats.open.load(Ordering::Relaxed) == 0).then_some(()));
     assert_eq!(house.stats.known.load(Ordering::Relaxed), 271, "and all are known, with the host's own");
+    Ok(())
+}
+
+#[test]
+fn without_a_capability_it_is_said_which_and_the_rest_works() -> Result<()> {
+    require!(root(), tracker(), program("setpriv"));
+    let net = Net::new("unasked")?;
+    let path = net.path();
+    let path = path.to_str().expect("text");
+    let directory = tempfile::tempdir()?;
+    let config = format!(
+        "[barrier]\nenabled = false\n[proc]\nroots = [{:?}]\nusual-roots = false\n[containerd]\nenabled = false\n",
+        directory.path(),
+    );
+    for (missing, asked) in
+        [("-sys_admin", &["route", "127.0.0.1"][..]), ("-net_admin", &["route", "127.0.0.1", "--netns", path])]
+    {
+        let wrapper = ["setpriv", "--bounding-set", missing].map(OsStr::new);
+        let daemon = Daemon::start_by(&wrapper, &config)?;
+        let said = daemon.ask(asked)?;
+        assert_eq!(said.code, 1, "{missing}: {} {}", said.out, said.err);
+        assert!(said.err.contains("net ns") && said.err.contains("not permitted"), "{missing}: {}", said.err);
+        assert!(
+            said.err.contains("remedy: run the tracker as root") && said.err.contains("CAP_NET_ADMIN"),
+            "{}",
+            said.err
+        );
+        assert_eq!(daemon.ask(&["ps"])?.code, 0);
+    }
     Ok(())
 }

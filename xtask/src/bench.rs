@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use crate::packages;
-use crate::workspace::{as_root, cargo, succeed, target};
+use crate::workspace::{as_root, cargo, is_root, succeed, target};
 
 #[derive(Args)]
 pub(crate) struct Bench {
@@ -19,6 +19,11 @@ enum What {
     Micro {
         /// Only benchmarks whose name contains this
         filter: Option<String>,
+    },
+    /// Routes: hits by thread, first look-ups beside bare exchanges, flows, changes; needs root, iproute2
+    Routes {
+        /// Net namespaces, then changes
+        numbers: Vec<u32>,
     },
     /// Containers come and go at the machine's maximum rate, with and without the tracker; needs root, runc, containerd
     Churn {
@@ -43,6 +48,9 @@ enum What {
     },
 }
 
+/// The benchmarks of the package `tracker` that need nothing.
+const MICRO: [&str; 3] = ["collection", "memory", "parsing"];
+
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
         match &self.what {
@@ -54,10 +62,11 @@ impl Bench {
 
 impl What {
     /// Each at its full scale, the shortest first.
-    fn all() -> [What; 5] {
+    fn all() -> [What; 6] {
         [
             What::Micro { filter: None },
             What::Exec { spawns: None },
+            What::Routes { numbers: Vec::new() },
             What::Barrier { rounds: None },
             What::Idle { numbers: Vec::new() },
             What::Churn { arguments: Vec::new() },
@@ -67,7 +76,16 @@ impl What {
     fn run(&self) -> Result<()> {
         match self {
             What::Micro { filter } => {
-                succeed(cargo(&["bench", "--package", "tracker", "--bench", "*", "--"]).args(filter.iter()))
+                let benches = MICRO.map(|bench| ["--bench", bench]);
+                let benches = benches.as_flattened();
+                succeed(cargo(&["bench", "--package", "tracker"]).args(benches).arg("--").args(filter.iter()))
+            }
+            What::Routes { numbers } => {
+                // Cargo builds as whoever we are, and runs what it has built as root.
+                let runner = ["--config", "target.'cfg(all())'.runner='sudo'"];
+                let runner = if is_root() { &[][..] } else { &runner };
+                succeed(cargo(runner).args(["bench", "--package", "tracker", "--bench", "routes"]))?;
+                program("bench_routes", &words(numbers))
             }
             What::Exec { spawns } => program("bench_exec", &words(spawns)),
             What::Barrier { rounds } => {

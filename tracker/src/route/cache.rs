@@ -114,8 +114,9 @@ pub(super) struct Entry {
 }
 
 impl Entry {
+    /// Whether it may still be told.
     #[inline]
-    fn is_true(&self, now: Millis) -> bool {
+    pub(super) fn is_true(&self, now: Millis) -> bool {
         now < self.until && self.kept.is_true()
     }
 }

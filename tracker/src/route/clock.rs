@@ -9,9 +9,10 @@ use nix::time::{ClockId, clock_gettime};
 pub(super) struct Millis(pub(super) u64);
 
 impl Millis {
+    #[inline]
     pub(super) fn now() -> Self {
         let now = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).expect("this clock exists on every Linux");
-        Millis(Duration::from(now).as_millis() as u64)
+        Millis(now.tv_sec() as u64 * 1_000 + now.tv_nsec() as u64 / 1_000_000)
     }
 
     /// The time from `earlier` to `self`; none when `earlier` is later.
