@@ -3,6 +3,7 @@
 //! A token first (`PUT /latest/api/token`), then the name (`GET …/macs/<mac>/subnet-id`) with it; a token that is no longer
 //! taken is replaced once. All of it together has one deadline. Nothing here remembers names: [`super::subnet`] does.
 
+use std::pin::pin;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -129,15 +130,13 @@ impl Ec2 {
             let body = body.map_err(|error| self.failed(path, error))?.to_bytes();
             Ok((status, String::from_utf8_lossy(&body).trim().to_owned()))
         };
-        // The connection is driven by whoever waits for its answer, and ends with it.
+        // The connection is driven by whoever waits for its answer. It may end first, with the answer handed over.
+        let (mut answer, mut connection) = (pin!(answer), pin!(connection));
         tokio::select! {
-            biased;
-            answer = answer => answer,
-            ended = connection => Err(self.failed(path, match ended {
-                Ok(()) => "the connection was closed".to_owned(),
-                Err(error) => error.to_string(),
-            })),
+            answered = &mut answer => return answered,
+            _ = &mut connection => {}
         }
+        answer.await
     }
 
     fn failed(&self, path: &str, what: impl ToString) -> Ec2Error {

@@ -45,7 +45,7 @@ use serde::Deserialize;
 use tokio::sync::{Semaphore, watch};
 
 pub use self::answer::{Found, Hop, Interface, Kind, Mac, NextHop, Prefix, Route, Subnet, Via};
-use self::cache::{Cache, Entry, Kept, Key, Taken};
+use self::cache::{Cache, Entry, Kept, Key, Seen, Taken};
 use self::clock::Millis;
 pub use self::error::RouteError;
 use self::hops::Walked;
@@ -323,23 +323,24 @@ impl Routes {
 
     /// A way during whose asking nothing on it changed.
     fn settled(&self, netns: &Netns, query: &RouteQuery) -> Result<Walked, RouteError> {
+        let moves = || self.registry.stats.moves.load(Ordering::Relaxed);
         for _ in 0..ATTEMPTS {
-            let walked = match hops::walk(&self.registry, &netns.0, query) {
-                // An interface or a net ns that went away meanwhile is a reason to look again, too.
-                Err(RouteError::Refused { .. }) if self.has_moved(netns) => continue,
-                walked => walked?,
-            };
+            let before = moves();
+            let walked = hops::walk(&self.registry, &netns.0, query);
             let is_all_heard = self.registry.drain();
-            if is_all_heard && walked.seen.iter().all(|(namespace, at)| namespace.generation() == *at) {
-                return Ok(walked);
+            match walked {
+                // An interface that went away meanwhile is a reason to look again, too.
+                Err(RouteError::Refused { .. }) if moves() != before => {}
+                Err(error) => return Err(error),
+                Ok(walked) => {
+                    let is_same = |(namespace, at): &Seen| namespace.generation() == *at;
+                    if is_all_heard && walked.seen.iter().all(is_same) {
+                        return Ok(walked);
+                    }
+                }
             }
         }
         Err(RouteError::Unsettled { what: self.what(netns, query), attempts: ATTEMPTS })
-    }
-
-    fn has_moved(&self, netns: &Netns) -> bool {
-        self.registry.drain();
-        !netns.0.is_settled(Millis::now())
     }
 }
 

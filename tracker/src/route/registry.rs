@@ -283,8 +283,6 @@ impl Registry {
         drop(table);
         for gone in replaced.into_iter().chain(longest_unused.flatten()) {
             self.forget(&gone);
-            // What it shared a number with stays.
-            self.table().enter(Arc::clone(namespace));
         }
         self.count_known();
     }
