@@ -81,6 +81,7 @@ impl What {
                 succeed(cargo(&["bench", "--package", "tracker"]).args(benches).arg("--").args(filter.iter()))
             }
             What::Routes { numbers } => {
+                packages::ensure(packages::RUNTIMES)?;
                 // Cargo builds as whoever we are, and runs what it has built as root.
                 let runner = ["--config", "target.'cfg(all())'.runner='sudo'"];
                 let runner = if is_root() { &[][..] } else { &runner };

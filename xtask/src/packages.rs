@@ -28,6 +28,7 @@ pub(crate) const RUNTIMES: &[Package] = &[
     Package { name: "crun", shows: Shows::Program("crun") },
     Package { name: "busybox-static", shows: Shows::StaticProgram("busybox") },
     Package { name: "iproute2", shows: Shows::Program("ip") },
+    Package { name: "iptables", shows: Shows::Program("iptables") },
 ];
 
 /// Booting other kernels.
