@@ -19,7 +19,7 @@ use super::namespace::Namespace;
 use super::query::RouteQuery;
 
 /// Different answers that are shared by what is kept of one net ns; beyond, each is kept for itself.
-const MAX_SHARED: usize = 1_024;
+const MAX_SHARED: usize = 256;
 /// What the cache itself needs for an entry, as measured: its place in the table and in the queue.
 const OVERHEAD: usize = 48;
 

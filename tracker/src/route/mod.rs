@@ -122,7 +122,7 @@ pub struct Routes {
 pub struct Listening(Arc<Registry>);
 
 impl Listening {
-    /// Listens until `stop` is readable.
+    /// Listens until `stop` is readable. Puts the calling thread before ordinary ones, where that is allowed.
     pub fn run(self, stop: BorrowedFd<'_>) {
         self.0.run(stop);
     }

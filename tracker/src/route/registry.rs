@@ -13,6 +13,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -28,6 +29,7 @@ use super::reply::Nsid;
 use super::request::Request;
 use super::socket::{AskError, Socket};
 use super::stats::Stats;
+use crate::sys;
 
 /// Sockets that are open in net namespaces at one time; one more closes the oldest.
 pub(super) const MAX_OPEN: usize = 256;
@@ -37,6 +39,9 @@ pub(super) const OPEN_FOR: Millis = Millis(1_000);
 const IN_USE: Millis = Millis(10);
 /// Net namespaces that are known at one time; one more, and the one that was not used for longest is forgotten.
 const MAX_KNOWN: usize = 16_384;
+/// So many messages at once are more than a change brings about, and the pause after them.
+const CROWD: u64 = 256;
+const CROWD_PAUSE: Duration = Duration::from_millis(2);
 /// Ways that are tried to find out where a veth leads.
 const MAX_TRIED: usize = 1_024;
 
@@ -340,6 +345,8 @@ impl Registry {
 
     /// Reads what is said and closes sockets, until `stop` is readable.
     pub(super) fn run(&self, stop: BorrowedFd<'_>) {
+        // Until a message is read, what it is about is told as it was.
+        sys::raise_priority();
         // However this ends: what nobody hears about is not believed any more.
         let _deaf = Deaf(self);
         self.drain();
@@ -375,7 +382,14 @@ impl Registry {
                 let _ = self.wake.read();
             }
             if fds[0].revents().is_some_and(|events| !events.is_empty()) {
+                let before = self.stats.moves.load(Ordering::Relaxed) + self.stats.strangers.load(Ordering::Relaxed);
                 self.drain();
+                let after = self.stats.moves.load(Ordering::Relaxed) + self.stats.strangers.load(Ordering::Relaxed);
+                if after - before > CROWD {
+                    // Anybody who is root in a net ns can talk without end, and this thread goes before all others: many
+                    // are read at once rather than each at its time. Who asks reads by itself.
+                    std::thread::sleep(CROWD_PAUSE);
+                }
             }
         }
     }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use tracker::route::{Config, Netns, RouteQuery};
 use tracker_tests::net::{Net, veth};
 use tracker_tests::routes::{Listened, to};
+use tracker_tests::wait::eventually;
 
 use raw::Raw;
 
@@ -159,7 +160,7 @@ fn changed(changes: usize) -> Result<()> {
     Ok(())
 }
 
-/// Many flows over many net namespaces.
+/// Many flows over many net namespaces: each net ns's first ones together, then all of them at random.
 fn flows(namespaces: usize) -> Result<()> {
     let nets: Vec<Net> = (0..namespaces).map(|_| alone("flows")).collect::<Result<_>>()?;
     let config = Config { cache_bytes: 64 << 20, oldest_ms: u64::MAX, ..Config::default() };
@@ -174,7 +175,7 @@ fn flows(namespaces: usize) -> Result<()> {
                 protocol: Some(6),
                 ..RouteQuery::to(IpAddr::V4(address(rng.u32(0..1 << 20))))
             };
-            (number % namespaces, query)
+            (number * namespaces / FLOWS, query)
         })
         .collect();
     let (memory, exchanges, entered) =
@@ -185,6 +186,7 @@ fn flows(namespaces: usize) -> Result<()> {
     }
     let filled = begun.elapsed();
     let (entries, bytes) = house.routes.cache_size();
+    eventually("all sockets are closed", || (house.stats.open.load(Ordering::Relaxed) == 0).then_some(()));
     let grown = resident().saturating_sub(memory);
     let entered = house.stats.entered.load(Ordering::Relaxed) - entered;
     let begun = Instant::now();
