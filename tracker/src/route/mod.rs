@@ -107,6 +107,19 @@ impl Netns {
 }
 
 /// The routes of all net namespaces. Cheap to clone.
+///
+/// ```no_run
+/// use tracker::route::{Config, Place, RouteError, RouteQuery, Routes};
+/// # fn main() -> Result<(), RouteError> {
+/// let (routes, listening) = Routes::start(Config::default(), None, Default::default())?;
+/// let (stop, _ends_when_dropped) = std::io::pipe().expect("two descriptors");
+/// std::thread::spawn(move || listening.run(std::os::fd::AsFd::as_fd(&stop)));
+/// let blue = routes.netns(&Place::Path("/run/netns/blue".into()))?;
+/// let found = routes.lookup_blocking(&blue, &RouteQuery::to([8, 8, 8, 8].into()))?;
+/// println!("{} hops, leaves via {:?}", found.hops.len(), found.via);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Routes {
     registry: Arc<Registry>,
@@ -164,7 +177,7 @@ impl Routes {
         Ok(self.registry.session(&netns.0)?.link_named(name)?.index)
     }
 
-    /// Where a packet goes, if that is known. Never asks, never waits; tens of nanoseconds.
+    /// Where a packet goes, if that is known. Never asks, never waits; some 100 ns, half of it with a [`Reader`].
     #[inline]
     pub fn lookup_cached(&self, netns: &Netns, query: &RouteQuery) -> Option<Found> {
         let found = self.cached(&Key::new(&netns.0, &query.normal()))?;
