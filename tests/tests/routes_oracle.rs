@@ -141,7 +141,7 @@ fn rule(rng: &mut Rng) -> String {
         0 => "fwmark 7".to_owned(),
         1 => format!("from {from}"),
         2 => "iif d0".to_owned(),
-        3 => "ipproto tcp dport 443".to_owned(),
+        3 => "ipproto 6 dport 443".to_owned(),
         4 => "oif d1".to_owned(),
         _ => "uidrange 1000-1000".to_owned(),
     };
@@ -219,7 +219,7 @@ fn question(rng: &mut Rng, topology: &Topology) -> Result<(RouteQuery, String)> 
     }
     if rng.u8(0..3) == 0 {
         (query.protocol, query.source_port, query.destination_port) = (Some(6), Some(33_000), Some(443));
-        words.push("ipproto tcp sport 33000 dport 443".to_owned());
+        words.push("ipproto 6 sport 33000 dport 443".to_owned());
     }
     if query.input.is_none() && rng.u8(0..4) == 0 {
         query.uid = Some(1_000);
@@ -318,7 +318,7 @@ fn compare_all(route: &Route, topology: &Topology, query: &RouteQuery, words: &s
         let source: IpAddr = route.hops[0].source.or(query.source).context("a source")?;
         let mut words = format!("{} from {source} iif {}", query.destination, input.name);
         if query.protocol.is_some() {
-            words.push_str(" ipproto tcp sport 33000 dport 443");
+            words.push_str(" ipproto 6 sport 33000 dport 443");
         }
         compare(hop, net, &words).with_context(|| format!("hop into {}: `{words}`", hop.netns))?;
     }
