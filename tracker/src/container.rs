@@ -4,6 +4,7 @@
 //! showed; nothing outside the collection makes or changes one. Absent means unknown: a field that no source
 //! stated is `None`, never empty.
 
+mod details;
 mod labels;
 
 use std::fmt;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+pub use details::{Address, Details, Health, Mount, Port, Resources};
 pub use labels::Labels;
 
 use crate::fact::{Source, SourceSet};
@@ -382,6 +384,8 @@ pub struct Container {
     pub labels: Labels,
     /// Annotations of the OCI bundle and of the runtime.
     pub annotations: Labels,
+    /// How its runtime set it up.
+    pub details: Arc<Details>,
     /// Its init process.
     pub task: Option<TaskId>,
     /// Namespaces of its init process; they stay after the exit.

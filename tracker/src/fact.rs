@@ -10,7 +10,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::container::{
-    Cgroup, ContainerKey, Exit, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
+    Cgroup, ContainerKey, Details, Exit, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
 };
 use crate::time::BootTime;
 
@@ -286,6 +286,8 @@ pub struct Statement {
     pub labels: Option<Labels>,
     /// Annotations.
     pub annotations: Option<Labels>,
+    /// How its runtime set it up; boxed, since many statements say nothing of it.
+    pub details: Option<Box<Details>>,
     /// Whether it shares the host's net namespace.
     pub host_network: Option<bool>,
     /// Cgroup.

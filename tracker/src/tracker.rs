@@ -313,7 +313,9 @@ impl Tracker {
         #[cfg(feature = "containerd")]
         {
             let containerd = Arc::clone(&stats.containerd);
-            runtime.spawn(source::containerd::run(config.containerd, facts(), health(), containerd, cancel()));
+            let (_, sockets) = tokio::sync::watch::channel(config.containerd.endpoints().into());
+            let source = source::containerd::run(config.containerd, sockets, facts(), health(), containerd, cancel());
+            runtime.spawn(source);
         }
     }
 

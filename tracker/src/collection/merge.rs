@@ -10,7 +10,7 @@ use super::run::{Run, Statements};
 use super::timeline::Interval;
 use super::view::{Host, Row};
 use crate::container::{
-    Cgroup, Container, Domain, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
+    Cgroup, Container, Details, Domain, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
 };
 use crate::fact::{Source, SourceSet, Statement};
 use crate::time::BootTime;
@@ -61,6 +61,7 @@ table! {
     pod => KUBERNETES_FIRST,
     labels => RUNTIME_FIRST,
     annotations => RUNTIME_FIRST,
+    details => RUNTIME_FIRST,
     host_network => BUNDLE_FIRST,
     cgroup => BUNDLE_FIRST,
     bundle => BUNDLE_FIRST,
@@ -289,6 +290,7 @@ pub(crate) fn derive(
         pod: merged_pod(&mut said),
         labels: said.union(Field::labels, |said| said.labels.as_ref()),
         annotations: said.union(Field::annotations, |said| said.annotations.as_ref()),
+        details: merged_details(&mut said, run.row.as_ref().map(|row| &row.container.details)),
         task: run.task,
         namespaces,
         generation: birth.and_then(|birth| birth.generation),
@@ -398,6 +400,27 @@ fn merged_image(said: &mut Said<'_>) -> Option<Image> {
         digest: said.pick_in(Field::image.order(), "image.digest", |said| said.image.as_ref()?.digest.clone()),
     };
     (image != Image::default()).then_some(image)
+}
+
+fn merged_details(said: &mut Said<'_>, former: Option<&Arc<Details>>) -> Arc<Details> {
+    let runtimes = Field::details.order();
+    let details = Details {
+        hostname: said.pick_in(runtimes, "hostname", |said| said.details.as_ref()?.hostname.clone()),
+        restart_count: said.pick_in(KUBERNETES_FIRST, "restart_count", |said| said.details.as_ref()?.restart_count),
+        health: said.pick_in(KUBERNETES_FIRST, "health", |said| said.details.as_ref()?.health),
+        privileged: said.pick_in(runtimes, "privileged", |said| said.details.as_ref()?.privileged),
+        ports: said.pick_in(KUBERNETES_FIRST, "ports", |said| said.details.as_ref()?.ports.clone()),
+        addresses: said.pick_in(runtimes, "addresses", |said| said.details.as_ref()?.addresses.clone()),
+        mounts: said.pick_in(runtimes, "mounts", |said| said.details.as_ref()?.mounts.clone()),
+        resources: said.pick_in(KUBERNETES_FIRST, "resources", |said| said.details.as_ref()?.resources.clone()),
+        env: said.pick_in(runtimes, "env", |said| said.details.as_ref()?.env.clone()),
+    };
+    // Most changes of a container change nothing here.
+    match former {
+        Some(former) if **former == details => Arc::clone(former),
+        _ if details == Details::default() => Details::nothing(),
+        _ => Arc::new(details),
+    }
 }
 
 fn merged_pod(said: &mut Said<'_>) -> Option<Pod> {

@@ -3,6 +3,7 @@
 //! Nothing here opens a file, asks a clock or makes a system call; who reads the bytes, and whether their author may
 //! be believed, is decided by the sources. Every parser takes any bytes without panicking, and bounds what it keeps.
 
+pub mod caps;
 pub mod cgroup;
 pub mod oci;
 pub mod scope;

@@ -37,6 +37,7 @@ fn web() -> Container {
         }),
         labels: labels(&[("tier", "front"), ("odd,key", "a*b"), ("empty", "")]),
         annotations: Labels::default(),
+        details: Default::default(),
         task: None,
         namespaces: Namespaces::default(),
         generation: None,

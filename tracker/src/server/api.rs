@@ -6,10 +6,12 @@
 
 pub mod route;
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::clock::{Wall, WallClock};
-use crate::container::{self, Cgroup, Domain, Exit, Grade, Image, Kind, Labels, Pod, Runtime, State, Str};
+use crate::container::{self, Cgroup, Details, Domain, Exit, Grade, Image, Kind, Labels, Pod, Runtime, State, Str};
 use crate::fact::Source;
 use crate::source::health::{Condition, Health};
 use crate::time::BootTime;
@@ -54,6 +56,9 @@ pub struct Container {
     /// Annotations of the OCI bundle and of the runtime.
     #[serde(default)]
     pub annotations: Labels,
+    /// How its runtime set it up, as fields of the container's own.
+    #[serde(flatten)]
+    pub details: Arc<Details>,
     /// Init pid in the host's pid namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -117,6 +122,7 @@ impl Container {
             pod: container.pod.clone(),
             labels: container.labels.clone(),
             annotations: container.annotations.clone(),
+            details: Arc::clone(&container.details),
             pid: container.pid(),
             mntns: known(container.namespaces.mnt),
             netns: known(container.namespaces.net),
@@ -343,6 +349,7 @@ pub(crate) mod tests {
             pod: None,
             labels: Labels::default(),
             annotations: Labels::default(),
+            details: Default::default(),
             task: None,
             namespaces: Namespaces::default(),
             generation: None,

@@ -3,6 +3,7 @@
 pub mod complaints;
 #[cfg(feature = "containerd")]
 pub mod containerd;
+pub mod endpoint;
 pub mod file;
 pub mod health;
 pub mod manual;

@@ -8,6 +8,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use containerd_client::events::TaskExit;
 use prost_types::Any;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::fake::{Containerd, Manner, container, socket};
@@ -53,7 +54,8 @@ impl Watched {
     fn with(config: Config) -> Self {
         let (facts, deliveries) = Facts::queue();
         let (health, stats, cancel) = (HealthBoard::new(), Arc::new(Stats::default()), CancellationToken::new());
-        let task = tokio::spawn(run(config, facts, health.clone(), Arc::clone(&stats), cancel.clone()));
+        let (_, sockets) = watch::channel(config.endpoints().into());
+        let task = tokio::spawn(run(config, sockets, facts, health.clone(), Arc::clone(&stats), cancel.clone()));
         Self { deliveries, stated: HashMap::new(), live: false, health, stats, cancel, task }
     }
 

@@ -12,8 +12,8 @@ use prost_types::Any;
 
 use super::events::{MAX_IMAGE_NAME_LEN, boot_time};
 use crate::container::{ContainerId, Image, Kind, Labels, Pod, Runtime, Str};
-use crate::enrich::oci::{self, MAX_ENTRIES, MAX_KEY_LEN, MAX_VALUE_LEN};
-use crate::enrich::scope;
+use crate::enrich::caps::{self, MAX_NAME_LEN};
+use crate::enrich::{oci, scope};
 use crate::fact::Statement;
 
 /// The CRI plugin's label that tells sandboxes from containers.
@@ -23,10 +23,6 @@ const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
 const POD_UID: &str = "io.kubernetes.pod.uid";
 /// Labels that kubelets put on every pod's sandbox.
 const BY_KUBELETS: [&str; 3] = [POD_NAME, POD_NAMESPACE, POD_UID];
-/// Bytes of all of a container's labels together.
-const MAX_LABELS_LEN: usize = 64 * 1024;
-/// Bytes of any other name that is kept.
-const MAX_NAME_LEN: usize = 1024;
 
 /// What a container's record says.
 #[derive(Clone, Debug, Default)]
@@ -40,7 +36,7 @@ pub(super) struct Description {
 /// Reads a container's record.
 pub(super) fn describe(namespace: &Str, id: &ContainerId, container: Container) -> Description {
     let mut statement = Statement::default();
-    let (labels, left_out) = labels(container.labels);
+    let (labels, left_out) = caps::labels(container.labels);
     if left_out > 0 {
         statement.missing.push(("labels", format!("{left_out} left out: too many or too long").into()));
     }
@@ -100,6 +96,7 @@ pub(super) fn relabel(
     statement.runtime.clone_from(&former.runtime);
     statement.image.clone_from(&former.image);
     statement.annotations.clone_from(&former.annotations);
+    statement.details.clone_from(&former.details);
     statement.host_network = former.host_network;
     statement.created_at = former.created_at;
     statement.name = statement.name.take().or_else(|| former.name.clone());
@@ -119,26 +116,6 @@ pub(super) fn relabel(
     statement.missing.sort_unstable();
     statement.missing.dedup();
     Some(description)
-}
-
-/// The labels that are within the caps, and how many are not.
-fn labels(all: HashMap<String, String>) -> (Labels, u64) {
-    let mut sorted: Vec<_> = all.into_iter().collect();
-    sorted.sort_unstable();
-    let (mut kept, mut left_out, mut len) = (Vec::<(Str, Str)>::new(), 0, 0);
-    for (key, value) in sorted {
-        let fits = key.len() <= MAX_KEY_LEN
-            && value.len() <= MAX_VALUE_LEN
-            && kept.len() < MAX_ENTRIES
-            && len + key.len() + value.len() <= MAX_LABELS_LEN;
-        if fits {
-            len += key.len() + value.len();
-            kept.push((key.into(), value.into()));
-        } else {
-            left_out += 1;
-        }
-    }
-    (kept.into_iter().collect(), left_out)
 }
 
 /// The pod, from the labels that the CRI plugin puts on sandboxes and containers alike.
@@ -281,16 +258,5 @@ mod tests {
         let relabelled = relabel(&namespace, &id, &former, "bb".into(), labelled("new")).unwrap().statement;
         assert_eq!(relabelled, describe(&namespace, &id, record("new")).statement);
         assert!(relabel(&namespace, &id, &former, "other".into(), labelled("new")).is_none());
-    }
-
-    #[test]
-    fn too_many_and_too_long_labels_are_left_out_whole() {
-        let many: HashMap<_, _> = (0..5_000).map(|n| (format!("key-{n:04}"), "v".to_owned())).collect();
-        let (kept, left_out) = labels(many);
-        assert_eq!((kept.len(), left_out), (MAX_ENTRIES, 5_000 - MAX_ENTRIES as u64));
-        let long = HashMap::from([("long".to_owned(), "x".repeat(1 << 20)), ("bell".to_owned(), "\u{7}\n".to_owned())]);
-        let (kept, left_out) = labels(long);
-        assert_eq!((kept.get("bell").map(|v| &**v), left_out), (Some("\u{7}\n"), 1));
-        assert!(!kept.contains_key("long"));
     }
 }

@@ -34,7 +34,6 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use futures_util::future::join_all;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 use crate::collection::door::Facts;
 use crate::fact::Source;
 use crate::source::complaints::Complaints;
+use crate::source::endpoint::{Endpoint, Endpoints, follow_all};
 use crate::source::health::HealthBoard;
 use crate::source::supervise::{Backoff, Line, supervise};
 
@@ -89,6 +89,11 @@ impl Default for Config {
 }
 
 impl Config {
+    /// The sockets that are configured.
+    pub fn endpoints(&self) -> Vec<Endpoint> {
+        Endpoint::configured(&self.sockets, &self.sockets_if_present)
+    }
+
     fn deadline(&self) -> Duration {
         Duration::from_millis(self.call_deadline_ms.max(1))
     }
@@ -158,38 +163,41 @@ struct Peer {
     images: images::Images,
 }
 
-/// Follows all containerds until `cancel`, or until the collection has ended.
-///
-/// One task for all of them: they wait for sockets most of the time, and facts about which of them is live then have an
-/// order. To be spawned on a runtime with IO and time enabled.
-pub async fn run(config: Config, facts: Facts, health: HealthBoard, stats: Arc<Stats>, cancel: CancellationToken) {
+/// Follows all containerds until `cancel`, or until the collection has ended. To be spawned on a runtime with IO and
+/// time enabled.
+pub async fn run(
+    config: Config,
+    endpoints: Endpoints,
+    facts: Facts,
+    health: HealthBoard,
+    stats: Arc<Stats>,
+    cancel: CancellationToken,
+) {
     if !config.enabled {
         return;
     }
     let complaints = Arc::new(Complaints::default());
     let roster = Arc::new(roster::Roster::default());
-    let expected = config.sockets.iter().map(|path| (path, false));
-    let optional = config.sockets_if_present.iter().filter(|path| !config.sockets.contains(path));
-    let peers = expected.chain(optional.map(|path| (path, true))).map(|(path, is_optional)| Peer {
-        path: path.clone(),
-        is_optional,
+    let peer = |Endpoint { path, is_expected, .. }: Endpoint| Peer {
+        line: Line::new(health.clone(), Source::Containerd, &path.display().to_string()),
+        path,
+        is_optional: !is_expected,
         was_seen: false,
         config: config.clone(),
         facts: facts.clone(),
-        line: Line::new(health.clone(), Source::Containerd, &path.display().to_string()),
         stats: Arc::clone(&stats),
         complaints: Arc::clone(&complaints),
         roster: Arc::clone(&roster),
         ledger: ledger::Ledger::default(),
         images: images::Images::default(),
-    });
-    join_all(peers.map(|peer| keep(peer, &cancel))).await;
+    };
+    follow_all(endpoints, &cancel, |endpoint, cancel| keep(peer(endpoint), cancel)).await;
 }
 
-async fn keep(peer: Peer, cancel: &CancellationToken) {
+async fn keep(peer: Peer, cancel: CancellationToken) {
     let line = peer.line.clone();
     let backoff = peer.config.backoff();
     // Never contended: one session after the other. It lets each session borrow what they share.
     let peer = Mutex::new(peer);
-    supervise(&line, backoff, cancel, || async { session::run(&mut *peer.lock().await).await }).await;
+    supervise(&line, backoff, &cancel, || async { session::run(&mut *peer.lock().await).await }).await;
 }
