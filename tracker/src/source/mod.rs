@@ -5,9 +5,17 @@ pub mod complaints;
 pub mod containerd;
 pub mod endpoint;
 pub mod file;
+#[cfg(any(feature = "containerd", feature = "cri"))]
+mod grpc;
 pub mod health;
 pub mod manual;
+#[cfg(any(feature = "containerd", feature = "cri"))]
+mod peer;
 pub mod proc;
+#[cfg(any(feature = "containerd", feature = "cri"))]
+mod process;
+#[cfg(any(feature = "containerd", feature = "cri"))]
+mod roster;
 pub mod supervise;
 pub mod task;
 

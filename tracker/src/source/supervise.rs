@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use crate::collection::door::Ended;
 use crate::container::Str;
 use crate::fact::Source;
 use crate::source::health::{Condition, HealthBoard};
@@ -32,6 +33,12 @@ pub enum End {
     Unsuitable(String),
     /// There is nobody left to tell facts: the collection has ended.
     Nobody,
+}
+
+impl From<Ended> for End {
+    fn from(_: Ended) -> Self {
+        End::Nobody
+    }
 }
 
 /// One source's line on the health board. Cheap to clone.

@@ -1,10 +1,6 @@
-//! One connection to one containerd: who is at the other end, and calls that all have a deadline and are counted.
-//!
-//! The connection is made once. When it breaks, every call fails and the session ends: nothing reconnects behind
-//! our back, since events would be missed without anybody knowing.
+//! One connection to one containerd: its calls, which all have a deadline and are counted.
 
 use std::future::Future;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,59 +12,19 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types::Envelope;
 use containerd_client::types::v1::Process;
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint, Uri};
+use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::Stats;
 use super::images::MAX_MANIFEST_LEN;
 use crate::container::{ContainerId, Str};
+use crate::source::grpc::{self, CallError, within};
 
 /// Bytes of one answer; containerd sends at most 16 MiB.
 const MAX_ANSWER_LEN: usize = 16 << 20;
 /// Containers and tasks of one namespace that are listed.
 pub(super) const MAX_CONTAINERS: usize = 100_000;
-
-/// Why a call brought nothing.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum CallError {
-    /// There is no socket, or nobody listens on it.
-    #[error("connect to {path}: {source}")]
-    Absent { path: String, source: std::io::Error },
-    /// Somebody listens who must not speak for the host.
-    #[error("{path}: {reason}")]
-    Unsuitable { path: String, reason: String },
-    /// Not a gRPC connection.
-    #[error("speak HTTP/2 on {path}: {source}")]
-    Protocol { path: String, source: tonic::transport::Error },
-    /// No answer in time.
-    #[error("{call}: no answer within {after:?}")]
-    Deadline { call: &'static str, after: Duration },
-    /// The connection broke.
-    #[error("{call}: connection lost: {reason}")]
-    Lost { call: &'static str, reason: String },
-    /// The daemon answered with an error, or with what cannot be read.
-    #[error("{call}: {code:?}: {reason}")]
-    Answer { call: &'static str, code: Code, reason: String },
-}
-
-impl CallError {
-    /// Whether there is no such thing as was asked for.
-    pub(super) fn is_not_found(&self) -> bool {
-        matches!(self, Self::Answer { code: Code::NotFound, .. })
-    }
-
-    fn new(call: &'static str, status: Status) -> Self {
-        // A status with a source was made on this side, from a broken connection; what the daemon answers has none.
-        let lost = std::error::Error::source(&status).is_some()
-            || matches!(status.code(), Code::Unavailable | Code::Cancelled);
-        // Answers come from outside: what ends up in a log line or in `sources` is bounded.
-        let reason: String = status.message().chars().take(200).collect();
-        if lost { Self::Lost { call, reason } } else { Self::Answer { call, code: status.code(), reason } }
-    }
-}
 
 /// A connection. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -79,14 +35,6 @@ pub(super) struct Client {
     stats: Arc<Stats>,
 }
 
-/// Which file a path led to.
-pub(super) type FileId = (u64, u64);
-
-/// The socket file's device and inode; `None` when there is none.
-pub(super) fn file_id(path: &Path) -> Option<FileId> {
-    std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
-}
-
 impl Client {
     /// Connects, and looks who is there.
     pub(super) async fn connect(
@@ -95,23 +43,7 @@ impl Client {
         list_deadline: Duration,
         stats: Arc<Stats>,
     ) -> Result<Self, CallError> {
-        let shown = path.display().to_string();
-        let stream = within("connect", deadline, UnixStream::connect(path))
-            .await?
-            .map_err(|source| CallError::Absent { path: shown.clone(), source })?;
-        check_peer(&stream).map_err(|reason| CallError::Unsuitable { path: shown.clone(), reason })?;
-
-        let mut stream = Some(stream);
-        let connector = tower::service_fn(move |_: Uri| {
-            let stream = stream.take().ok_or_else(|| std::io::Error::other("one connection for each session"));
-            async move { stream.map(TokioIo::new) }
-        });
-        // The name is not used for anything; this is the one that containerd's own clients send.
-        let endpoint = Endpoint::from_static("http://[::]");
-        let channel = within("connect", deadline, endpoint.connect_with_connector(connector))
-            .await?
-            .map_err(|source| CallError::Protocol { path: shown, source })?;
-        Ok(Self { channel, deadline, list_deadline, stats })
+        Ok(Self { channel: grpc::connect(path, deadline).await?, deadline, list_deadline, stats })
     }
 
     /// Asks for all events of all namespaces. containerd sends no headers before the first event, so that this does not
@@ -271,10 +203,6 @@ pub(super) async fn next_event(stream: &mut Streaming<Envelope>) -> Result<Envel
     }
 }
 
-async fn within<T>(call: &'static str, after: Duration, work: impl Future<Output = T>) -> Result<T, CallError> {
-    tokio::time::timeout(after, work).await.map_err(|_| CallError::Deadline { call, after })
-}
-
 fn in_namespace<T>(call: &'static str, namespace: &str, message: T) -> Result<Request<T>, CallError> {
     let value: MetadataValue<Ascii> = namespace.parse().map_err(|_| CallError::Answer {
         call,
@@ -288,21 +216,4 @@ fn in_namespace<T>(call: &'static str, namespace: &str, message: T) -> Result<Re
 
 fn empty(call: &'static str) -> CallError {
     CallError::Answer { call, code: Code::DataLoss, reason: "an answer without content".into() }
-}
-
-/// Whether the listener may speak for the host. The kernel recorded who called `listen`: what the socket file looks like
-/// does not matter, nor does it matter who replaces it between a look and the connect.
-fn check_peer(stream: &UnixStream) -> Result<(), String> {
-    let peer = stream.peer_cred().map_err(|error| format!("ask who listens: {error}"))?;
-    // Who runs the tracker as another user than root, to try it out, may use that user's daemons.
-    let ours = nix::unistd::geteuid().as_raw();
-    if peer.uid() != 0 && peer.uid() != ours {
-        return Err(format!("its listener runs as uid {}, only root may speak for the host", peer.uid()));
-    }
-    let pid_ns = |process: String| std::fs::metadata(format!("/proc/{process}/ns/pid")).ok().map(|ns| ns.ino());
-    let listener = peer.pid().and_then(|pid| pid_ns(pid.to_string()));
-    if listener.is_some() && listener != pid_ns("self".into()) {
-        return Err("its listener lives in another pid namespace: its pids are not the host's".into());
-    }
-    Ok(())
 }

@@ -15,8 +15,9 @@ use std::sync::Arc;
 
 use super::describe::{Description, relabel};
 use super::events::{Event, Happened, TaskEvent};
-use crate::container::{ContainerId, Exit, Image, Kind, Namespaces, State, Str, TaskId};
+use crate::container::{ContainerId, Exit, Image, Kind, State, Str};
 use crate::fact::Statement;
+use crate::source::process::Identity;
 use crate::time::BootTime;
 
 /// SIGKILL's exit status, which is all that the OOM killer leaves behind.
@@ -27,13 +28,6 @@ const KILLED: u32 = 128 + 9;
 pub(super) struct Name {
     pub namespace: Str,
     pub id: ContainerId,
-}
-
-/// A process that was found alive and in namespaces of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Identity {
-    pub task: TaskId,
-    pub namespaces: Namespaces,
 }
 
 /// A container's task, as a list shows it.
@@ -395,6 +389,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::container::{Namespaces, TaskId};
 
     const AT: BootTime = BootTime(1_000_000_000_000);
 

@@ -12,16 +12,12 @@
 //! | `client` | the connection and its calls |
 //! | `ledger` | what is known about every container; pure |
 //! | `events`, `describe`, `images` | bytes and records of containerd's, made into ours; pure |
-//! | `process` | who has a pid that containerd named |
-//! | `roster` | which containerd has which container |
 
 mod client;
 mod describe;
 mod events;
 mod images;
 mod ledger;
-mod process;
-mod roster;
 mod session;
 
 #[cfg(test)]
@@ -43,6 +39,7 @@ use crate::fact::Source;
 use crate::source::complaints::Complaints;
 use crate::source::endpoint::{Endpoint, Endpoints, follow_all};
 use crate::source::health::HealthBoard;
+use crate::source::roster::Roster;
 use crate::source::supervise::{Backoff, Line, supervise};
 
 /// Where containerds are looked for, and how patiently.
@@ -158,7 +155,7 @@ struct Peer {
     line: Line,
     stats: Arc<Stats>,
     complaints: Arc<Complaints>,
-    roster: Arc<roster::Roster>,
+    roster: Arc<Roster>,
     ledger: ledger::Ledger,
     images: images::Images,
 }
@@ -177,7 +174,7 @@ pub async fn run(
         return;
     }
     let complaints = Arc::new(Complaints::default());
-    let roster = Arc::new(roster::Roster::default());
+    let roster = Arc::new(Roster::default());
     let peer = |Endpoint { path, is_expected, .. }: Endpoint| Peer {
         line: Line::new(health.clone(), Source::Containerd, &path.display().to_string()),
         path,

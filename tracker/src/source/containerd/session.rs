@@ -27,16 +27,17 @@ use tonic::Streaming;
 use tracing::{debug, warn};
 
 use super::Peer;
-use super::client::{CallError, Client, file_id, next_event};
+use super::client::{Client, next_event};
 use super::describe::{Description, describe};
 use super::events::{self, boot_time};
 use super::images::{self, Manifest};
 use super::ledger::{ListedTask, Name, Wish, with_image};
-use super::process::identity;
-use crate::collection::door::Ended;
 use crate::container::{ContainerId, ContainerKey, Domain, Image, State, Str};
 use crate::enrich::scope;
 use crate::fact::{Fact, Source, Statement, What};
+use crate::source::grpc::CallError;
+use crate::source::peer::{FileId, file_id};
+use crate::source::process::identity;
 use crate::source::supervise::End;
 use crate::time::BootTime;
 
@@ -123,21 +124,6 @@ impl Subscription {
     }
 }
 
-impl From<CallError> for End {
-    fn from(error: CallError) -> Self {
-        match error {
-            CallError::Unsuitable { .. } => End::Unsuitable(error.to_string()),
-            _ => End::Lost(error.to_string()),
-        }
-    }
-}
-
-impl From<Ended> for End {
-    fn from(_: Ended) -> Self {
-        End::Nobody
-    }
-}
-
 impl<'a> Session<'a> {
     async fn open(peer: &'a mut Peer) -> Result<Self, End> {
         let config = &peer.config;
@@ -157,14 +143,14 @@ impl<'a> Session<'a> {
         })
     }
 
-    async fn follow(&mut self, socket: Option<super::client::FileId>) -> End {
+    async fn follow(&mut self, socket: Option<FileId>) -> End {
         match self.try_follow(socket).await {
             Ok(never) => match never {},
             Err(end) => end,
         }
     }
 
-    async fn try_follow(&mut self, socket: Option<super::client::FileId>) -> Result<std::convert::Infallible, End> {
+    async fn try_follow(&mut self, socket: Option<FileId>) -> Result<std::convert::Infallible, End> {
         // The images' names may have changed while nobody listened.
         self.peer.images.forget_names();
         let client = self.client.clone();

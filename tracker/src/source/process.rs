@@ -1,13 +1,20 @@
-//! Who has a pid that containerd named: believed only if it can be the one.
+//! Who has a pid that a runtime named: believed only if it can be the one.
 
-use super::ledger::Identity;
-use crate::source::task::{Task, own_namespaces};
+use super::task::{Task, own_namespaces};
+use crate::container::{Namespaces, TaskId};
 use crate::time::BootTime;
 
-/// The process with this pid, if it was there at the moment when containerd named it and has a mount namespace of its own.
+/// A process that was found alive and in namespaces of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) task: TaskId,
+    pub(crate) namespaces: Namespaces,
+}
+
+/// The process with this pid, if it was there at the moment when the runtime named it and has a mount namespace of its own.
 ///
 /// Else the pid has been given to another process since, or belongs to one that is no container.
-pub(super) fn identity(pid: u32, named_at: BootTime) -> Option<Identity> {
+pub(crate) fn identity(pid: u32, named_at: BootTime) -> Option<Identity> {
     let process = Task::open(pid).ok()?;
     let task = process.id().ok()?;
     let namespaces = process.namespaces();

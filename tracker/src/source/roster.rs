@@ -1,4 +1,4 @@
-//! Which containerd has which container: so that one daemon's list never withdraws another's containers.
+//! Which daemon of a source has which container: so that one daemon's list never withdraws another's containers.
 //!
 //! Two containerds on one host (Kubernetes' own beside the system's) share scopes such as `containerd/default`, while a
 //! `Listed` fact speaks for the whole scope. The list that is stated is therefore that of all of them.
@@ -11,7 +11,7 @@ use crate::container::{ContainerKey, Str};
 
 /// Who has what, and who is live.
 #[derive(Debug, Default)]
-pub(super) struct Roster {
+pub(crate) struct Roster {
     // Protects the roster; never held across an await.
     inner: Mutex<Inner>,
 }
@@ -23,8 +23,8 @@ struct Inner {
 }
 
 impl Roster {
-    /// A containerd has a container.
-    pub(super) fn add(&self, peer: &Path, key: ContainerKey) {
+    /// A daemon has a container.
+    pub(crate) fn add(&self, peer: &Path, key: ContainerKey) {
         self.with(|inner| {
             let holders = inner.holders.entry(key).or_default();
             if !holders.contains(peer) {
@@ -33,8 +33,8 @@ impl Roster {
         });
     }
 
-    /// A containerd no longer has it. Returns whether nobody has it any more.
-    pub(super) fn remove(&self, peer: &Path, key: &ContainerKey) -> bool {
+    /// A daemon no longer has it. Returns whether nobody has it any more.
+    pub(crate) fn remove(&self, peer: &Path, key: &ContainerKey) -> bool {
         self.with(|inner| match inner.holders.get_mut(key) {
             Some(holders) => {
                 holders.remove(peer);
@@ -48,8 +48,8 @@ impl Roster {
         })
     }
 
-    /// A containerd's whole list for one scope. Returns that of all of them.
-    pub(super) fn replace(&self, peer: &Path, scope: &Str, keys: Vec<ContainerKey>) -> Vec<ContainerKey> {
+    /// A daemon's whole list for one scope. Returns that of all of them.
+    pub(crate) fn replace(&self, peer: &Path, scope: &Str, keys: Vec<ContainerKey>) -> Vec<ContainerKey> {
         self.with(|inner| {
             inner.holders.retain(|key, holders| {
                 if key.scope == *scope {
@@ -64,8 +64,8 @@ impl Roster {
         })
     }
 
-    /// Whether a containerd reports. Returns whether this changes whether any of them does.
-    pub(super) fn set_live(&self, peer: &Path, live: bool) -> bool {
+    /// Whether a daemon reports. Returns whether this changes whether any of them does.
+    pub(crate) fn set_live(&self, peer: &Path, live: bool) -> bool {
         self.with(|inner| {
             let before = !inner.live.is_empty();
             if live {
