@@ -1,7 +1,7 @@
 //! An OCI bundle's `config.json`: what it says about its container.
 //!
-//! [`parse`] reads the few fields that name a container (annotations, hostname, root, cgroups path, namespaces) and
-//! skips the rest without storing it: a process's environment and arguments are never kept. It accepts what OCI
+//! [`parse`] reads the few fields that name a container or tell how it is set up (annotations, host name, root, mounts,
+//! limits, cgroups path, namespaces) and skips the rest without storing it: a process's environment and arguments are never kept. It accepts what OCI
 //! runtimes accept. `runc` reads with Go's `encoding/json`, so `null` means absent, text that is not Unicode is
 //! repaired, and whatever follows the document is ignored. The full model of the `oci-spec` crate refuses a whole file
 //! for a capability, a seccomp action or an architecture that is younger than the crate, which would leave a running
@@ -12,8 +12,9 @@
 
 mod convention;
 mod json;
+mod setup;
 
-use crate::container::{Image, Kind, Labels, Pod, Runtime, Str};
+use crate::container::{Details, Image, Kind, Labels, Pod, Runtime, Str};
 use crate::fact::Statement;
 
 /// A larger file is not read at all.
@@ -42,8 +43,8 @@ pub struct OciFacts {
     pub labels: Option<Labels>,
     /// Annotations, within this module's limits.
     pub annotations: Labels,
-    /// `hostname`.
-    pub hostname: Option<Str>,
+    /// Host name, mounts and limits.
+    pub details: Option<Box<Details>>,
     /// `root.path` as written: absolute, or relative to the bundle.
     pub root: Option<Str>,
     /// `linux.cgroupsPath` as written: a path, or `slice:prefix:name` for systemd.
@@ -95,7 +96,7 @@ pub enum OciError {
 ///
 /// ```
 /// let facts = tracker::enrich::oci::parse(br#"{"hostname": "web", "linux": {"namespaces": [{"type": "mount"}]}}"#)?;
-/// assert_eq!(facts.hostname.as_deref(), Some("web"));
+/// assert_eq!(facts.details.as_ref().unwrap().hostname.as_deref(), Some("web"));
 /// assert_eq!(facts.host_network(), Some(true));
 /// # Ok::<(), tracker::enrich::oci::OciError>(())
 /// ```
@@ -128,6 +129,7 @@ impl OciFacts {
         fill(&mut statement.pod, &self.pod);
         fill(&mut statement.labels, &self.labels);
         fill(&mut statement.annotations, &Some(Labels::clone(&self.annotations)));
+        fill(&mut statement.details, &self.details);
         fill(&mut statement.host_network, &self.host_network());
         if self.manager.is_some() {
             let runtime = statement.runtime.get_or_insert_with(Runtime::default);

@@ -12,7 +12,7 @@
 //! whoever wrote them, and nerdctl's `nerdctl/name` is a name. Docker writes no annotations.
 
 use super::json::{Config, Texts, read_texts};
-use super::{MAX_ENTRIES, MAX_VALUE_LEN, OciFacts, OciNamespace};
+use super::{MAX_ENTRIES, MAX_VALUE_LEN, OciFacts, OciNamespace, setup};
 use crate::container::{Image, Kind, Labels, Pod, Str};
 
 /// More entries of `linux.namespaces` than there are types say nothing.
@@ -25,6 +25,7 @@ const CONTAINER_NAME: &str = "io.kubernetes.container.name";
 
 /// Turns the file's own words into the tracker's.
 pub(super) fn interpret(config: Config<'_>) -> OciFacts {
+    let details = setup::details(&config);
     let annotations = config.annotations.unwrap_or_default();
     let labels = annotations.get("io.kubernetes.cri-o.Labels").and_then(read_texts);
     let said = Said { annotations: &annotations, labels: labels.as_ref() };
@@ -36,7 +37,7 @@ pub(super) fn interpret(config: Config<'_>) -> OciFacts {
     };
 
     let text = |text: Option<super::json::Text<'_>>| text.and_then(|text| bounded(&text.0));
-    facts.hostname = text(config.hostname);
+    facts.details = details;
     facts.root = config.root.and_then(|root| text(root.path));
     if let Some(linux) = config.linux {
         facts.cgroups_path = text(linux.cgroups_path);
@@ -186,7 +187,7 @@ impl Said<'_> {
 }
 
 /// Text that is worth keeping. What is longer is no name of anything.
-fn bounded(text: &str) -> Option<Str> {
+pub(super) fn bounded(text: &str) -> Option<Str> {
     (text.len() <= MAX_VALUE_LEN).then(|| text.into())
 }
 

@@ -19,6 +19,7 @@ pub(super) struct Config<'a> {
     #[serde(borrow)]
     pub(super) hostname: Option<Text<'a>>,
     pub(super) root: Option<Root<'a>>,
+    pub(super) mounts: Option<Vec<Mount<'a>>>,
     pub(super) annotations: Option<Texts<'a>>,
     pub(super) linux: Option<Linux<'a>>,
 }
@@ -36,6 +37,43 @@ pub(super) struct Linux<'a> {
     #[serde(borrow)]
     pub(super) cgroups_path: Option<Text<'a>>,
     pub(super) namespaces: Option<Vec<Namespace<'a>>>,
+    pub(super) resources: Option<Resources<'a>>,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(default)]
+pub(super) struct Mount<'a> {
+    #[serde(borrow)]
+    pub(super) destination: Option<Text<'a>>,
+    #[serde(rename = "type")]
+    pub(super) kind: Option<Text<'a>>,
+    pub(super) source: Option<Text<'a>>,
+    pub(super) options: Option<Vec<Text<'a>>>,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(default)]
+pub(super) struct Resources<'a> {
+    #[serde(borrow)]
+    pub(super) cpu: Option<Cpu<'a>>,
+    pub(super) memory: Option<Limit>,
+    pub(super) pids: Option<Limit>,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(default)]
+pub(super) struct Cpu<'a> {
+    pub(super) shares: Option<Count>,
+    pub(super) quota: Option<Count>,
+    pub(super) period: Option<Count>,
+    #[serde(borrow)]
+    pub(super) cpus: Option<Text<'a>>,
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(default)]
+pub(super) struct Limit {
+    pub(super) limit: Option<Count>,
 }
 
 #[derive(serde::Deserialize, Default)]
@@ -98,6 +136,32 @@ impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
         }
         // Asking for bytes rather than for a string is what makes serde_json hand over text that is not Unicode.
         deserializer.deserialize_bytes(TextVisitor)
+    }
+}
+
+/// A number of the file's; none where it is not a whole one.
+#[derive(Clone, Copy)]
+pub(super) struct Count(pub(super) Option<i128>);
+
+impl<'de> Deserialize<'de> for Count {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct CountVisitor;
+        impl Visitor<'_> for CountVisitor {
+            type Value = Count;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number")
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Count, E> {
+                Ok(Count(Some(number.into())))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Count, E> {
+                Ok(Count(Some(number.into())))
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Count, E> {
+                Ok(Count(None))
+            }
+        }
+        deserializer.deserialize_any(CountVisitor)
     }
 }
 

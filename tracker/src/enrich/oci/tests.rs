@@ -3,7 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use oci_spec::runtime::{LinuxBuilder, LinuxNamespaceBuilder, LinuxNamespaceType, Spec, SpecBuilder};
+use oci_spec::runtime::{
+    LinuxBuilder, LinuxCpuBuilder, LinuxMemoryBuilder, LinuxNamespaceBuilder, LinuxNamespaceType,
+    LinuxResourcesBuilder, Spec, SpecBuilder,
+};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -155,7 +158,7 @@ fn what_is_no_configuration_is_refused_with_a_short_reason() {
 fn thirty_thousand_environment_entries_are_skipped() {
     let env: Vec<String> = (0..30_000).map(|n| format!("SECRET_{n}=hunter2")).collect();
     let facts = facts(json!({"hostname": "a", "process": {"env": env}}));
-    assert_eq!(facts.hostname, some("a"));
+    assert_eq!(facts.details.as_ref().unwrap().hostname, some("a"));
     assert!(!format!("{facts:?}").contains("hunter2"));
 }
 
@@ -189,6 +192,52 @@ fn applying_leaves_what_the_source_already_said() {
     assert_eq!(statement.host_network, Some(true));
 }
 
+#[test]
+fn what_is_mounted_from_outside_and_what_is_limited_is_told() {
+    let facts = facts(json!({
+        "hostname": "web",
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": ["size=65536k"]},
+            {"destination": "/data", "type": "bind", "source": "/srv/data", "options": ["rbind", "ro"]},
+            {"destination": "/logs", "type": "none", "source": "/var/log/web", "options": ["bind"]},
+            {"destination": "/scratch", "type": "tmpfs", "source": "tmpfs"},
+            {"destination": "/nowhere", "type": "bind"}
+        ],
+        "linux": {"resources": {
+            "cpu": {"shares": 512, "quota": 150_000, "period": 100_000, "cpus": "0-1"},
+            "memory": {"limit": 1 << 30},
+            "pids": {"limit": -1}
+        }}
+    }));
+    let details = facts.details.unwrap();
+    let mounts: Vec<_> = details
+        .mounts
+        .iter()
+        .flat_map(|mounts| &**mounts)
+        .map(|mount| (&*mount.destination, mount.source.as_deref(), mount.read_only))
+        .collect();
+    let expected =
+        [("/data", Some("/srv/data"), true), ("/logs", Some("/var/log/web"), false), ("/scratch", None, false)];
+    assert_eq!(mounts, expected);
+    let resources = details.resources.unwrap();
+    assert_eq!(
+        (resources.cpu_millis, resources.cpu_shares, resources.cpuset.as_deref()),
+        (Some(1500), Some(512), Some("0-1"))
+    );
+    assert_eq!((resources.memory, resources.pids), (Some(1 << 30), None));
+}
+
+#[test]
+fn what_is_not_said_of_the_setup_is_absent() {
+    assert_eq!(facts(json!({"hostname": "", "linux": {"resources": {}}})).details, None);
+    let none = facts(json!({"mounts": []})).details.unwrap();
+    assert_eq!(none.mounts.map(|mounts| mounts.len()), Some(0));
+    // Go refuses a fraction here; the name of a running container is not lost for it.
+    let odd = facts(json!({"hostname": "a", "linux": {"resources": {"memory": {"limit": 1.5}}}})).details.unwrap();
+    assert_eq!((odd.hostname.as_deref(), odd.resources), (Some("a"), None));
+}
+
 fn any_spec() -> impl Strategy<Value = Spec> {
     let kind = prop::sample::select(vec![
         LinuxNamespaceType::Mount,
@@ -202,9 +251,14 @@ fn any_spec() -> impl Strategy<Value = Spec> {
     });
     let namespaces = prop::collection::vec(namespace, 0..5);
     let annotations = prop::collection::hash_map(any::<String>(), any::<String>(), 0..8);
-    (any::<String>(), annotations, "/[a-z/:]{0,20}", namespaces).prop_map(
-        |(hostname, annotations, cgroups_path, namespaces)| {
-            let linux = LinuxBuilder::default().cgroups_path(cgroups_path).namespaces(namespaces).build().unwrap();
+    let limits = (any::<i64>(), any::<u64>());
+    (any::<String>(), annotations, "/[a-z/:]{0,20}", namespaces, limits).prop_map(
+        |(hostname, annotations, cgroups_path, namespaces, (memory, shares))| {
+            let memory = LinuxMemoryBuilder::default().limit(memory).build().unwrap();
+            let cpu = LinuxCpuBuilder::default().shares(shares).build().unwrap();
+            let resources = LinuxResourcesBuilder::default().memory(memory).cpu(cpu).build().unwrap();
+            let linux = LinuxBuilder::default().cgroups_path(cgroups_path).namespaces(namespaces).resources(resources);
+            let linux = linux.build().unwrap();
             SpecBuilder::default().hostname(hostname).annotations(annotations).linux(linux).build().unwrap()
         },
     )
@@ -229,7 +283,13 @@ proptest! {
     #[test]
     fn a_configuration_means_the_same_as_to_oci_spec(spec in any_spec()) {
         let facts = parse(&serde_json::to_vec(&spec).unwrap()).unwrap();
-        prop_assert_eq!(facts.hostname.as_deref(), spec.hostname().as_deref());
+        let details = facts.details.unwrap_or_default();
+        prop_assert_eq!(details.hostname.as_deref(), spec.hostname().as_deref().filter(|name| !name.is_empty()));
+        let resources = spec.linux().as_ref().unwrap().resources().as_ref().unwrap();
+        let told = details.resources.unwrap_or_default();
+        let memory = resources.memory().as_ref().unwrap().limit();
+        prop_assert_eq!(told.memory, memory.and_then(|limit| u64::try_from(limit).ok()).filter(|limit| *limit > 0));
+        prop_assert_eq!(told.cpu_shares, resources.cpu().as_ref().unwrap().shares().filter(|shares| *shares > 0));
         let annotations: BTreeMap<Str, Str> =
             spec.annotations().iter().flatten().map(|(key, value)| (key.as_str().into(), value.as_str().into())).collect();
         prop_assert_eq!(facts.annotations, annotations.into_iter().collect());
