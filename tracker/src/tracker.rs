@@ -38,6 +38,7 @@ use crate::fact::{Birth, Fact, Source, What};
 use crate::route::{self, Place, RouteError, Routes};
 use crate::selector::Selector;
 use crate::source::health::{Condition, Health, HealthBoard};
+use crate::source::images::{Images, StoredImage};
 use crate::source::kernel::{Kernel, KernelError};
 use crate::source::manual::{RegisterError, Registration};
 use crate::source::scan::{AuditInbox, AuditRequest, Scanner};
@@ -118,6 +119,7 @@ pub struct Handle {
     facts: Facts,
     published: Arc<Published>,
     health: HealthBoard,
+    images: Images,
     stats: Stats,
     /// The routes, or why there are none; absent in a collection alone.
     routes: Option<Arc<Result<Routes, RouteError>>>,
@@ -160,7 +162,8 @@ impl Tracker {
 
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tracker-io").enable_all().build();
         let runtime = runtime.map_err(|error| StartError::Thread { name: "tracker-io", error })?;
-        let handle = Handle { node, facts, published, health, stats, routes: None };
+        let images = Images::default();
+        let handle = Handle { node, facts, published, health, images, stats, routes: None };
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let stop = stop.map_err(|errno| StartError::Thread { name: "tracker-kernel", error: errno.into() })?;
         let tracker = Tracker {
@@ -314,7 +317,15 @@ impl Tracker {
         {
             let containerd = Arc::clone(&stats.containerd);
             let (_, sockets) = tokio::sync::watch::channel(config.containerd.endpoints().into());
-            let source = source::containerd::run(config.containerd, sockets, facts(), health(), containerd, cancel());
+            let source = source::containerd::run(
+                config.containerd,
+                sockets,
+                facts(),
+                health(),
+                self.handle.images.clone(),
+                containerd,
+                cancel(),
+            );
             runtime.spawn(source);
         }
     }
@@ -390,6 +401,11 @@ impl Handle {
     /// How each source is doing.
     pub fn health(&self) -> Vec<Health> {
         self.health.lines()
+    }
+
+    /// The images that runtimes have stored.
+    pub fn images(&self) -> Vec<StoredImage> {
+        self.images.all()
     }
 
     /// What is counted.
@@ -568,7 +584,8 @@ impl Handle {
         let writer = Writer::new(Default::default(), host, deliveries, queue, closer, Arc::clone(&stats.collection));
         let published = writer.published();
         start_writer(writer).expect("a thread can be started");
-        Handle { node: "node-1".into(), facts, published, health: HealthBoard::new(), stats, routes: None }
+        let (health, images) = (HealthBoard::new(), Images::default());
+        Handle { node: "node-1".into(), facts, published, health, images, stats, routes: None }
     }
 
     /// Where tests report sources' conditions.

@@ -37,6 +37,11 @@ pub(crate) fn short(id: &str) -> &str {
     if digits { &id[..12] } else { id }
 }
 
+/// An image's name without what everybody leaves out when they type it.
+pub(crate) fn familiar(name: &str) -> &str {
+    name.strip_prefix("docker.io/").map_or(name, |name| name.strip_prefix("library/").unwrap_or(name))
+}
+
 fn state(container: &Container) -> Cell {
     let state = container.state.name();
     match container.exit {
@@ -51,12 +56,7 @@ fn state(container: &Container) -> Cell {
 fn image(container: &Container) -> Cell {
     let Some(image) = &container.image else { return Cell::absent() };
     match (&image.name, &image.id) {
-        (Some(name), _) => {
-            // What everybody leaves out when they type the name.
-            let shown =
-                name.strip_prefix("docker.io/").map_or(&**name, |name| name.strip_prefix("library/").unwrap_or(name));
-            Cell::text(&**name).shown_as(shown.to_owned())
-        }
+        (Some(name), _) => Cell::text(&**name).shown_as(familiar(name).to_owned()),
         (None, Some(id)) => {
             let digits = id.split_once(':').map_or(&**id, |(_, digits)| digits);
             Cell::text(&**id).shown_as(short(digits).to_owned())

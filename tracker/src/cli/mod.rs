@@ -8,6 +8,7 @@ mod doctor;
 mod dump;
 mod error;
 mod explain;
+mod images;
 mod inspect;
 mod lookup;
 mod output;
@@ -53,6 +54,7 @@ enum Command {
     Watch(watch::Watch),
     Explain(explain::Explain),
     Route(route::Route),
+    Images(images::Images),
     Sources(sources::Sources),
     Dump(dump::Dump),
     Doctor(doctor::Doctor),
@@ -106,6 +108,7 @@ async fn ask(command: Command, client: &Client, out: &mut impl Write) -> Result<
         Command::Watch(watch) => watch::run(watch, client, out).await,
         Command::Explain(explain) => explain::run(explain, client, out).await,
         Command::Route(route) => route::run(route, client, out).await,
+        Command::Images(images) => images::run(images, client, out).await,
         Command::Sources(sources) => sources::run(sources, client, out).await,
         Command::Dump(dump) => dump::run(dump, client, out).await,
         Command::Run(_) | Command::Doctor(_) | Command::Demo(_) | Command::Completions(_) => {

@@ -90,6 +90,7 @@ fn containerd(families: &mut Families, stats: &crate::source::containerd::Stats)
     let calls = [
         ("container", &stats.calls_container),
         ("image", &stats.calls_image),
+        ("catalog", &stats.calls_catalog),
         ("list", &stats.calls_list),
         ("alive", &stats.calls_alive),
     ];

@@ -4,6 +4,7 @@
 //! already has the right shape, it is used as it is. Readers ignore fields that they do not know, so fields may be
 //! added; none changes its meaning.
 
+pub mod image;
 pub mod route;
 
 use std::sync::Arc;

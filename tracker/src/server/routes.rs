@@ -1,5 +1,6 @@
 //! What each path answers. Handlers look up, convert and return; whatever takes longer is a stream of its own.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -12,6 +13,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::{Refused, json};
+use super::api::image::Image;
 use super::api::{self, Answer, Missing, Probe, Provenance, SourceLine, StoryLine};
 use super::clock::WallClock;
 use super::limits::Limits;
@@ -50,6 +52,7 @@ pub(super) fn router(face: Arc<Face>) -> Router {
         .route("/v1/explain", get(explain_number))
         .route("/v1/explain/{id}", get(explain))
         .route("/v1/route", get(route::route))
+        .route("/v1/images", get(images))
         .route("/v1/sources", get(sources))
         .route("/v1/dump", get(dump))
         .route("/livez", get(livez))
@@ -251,6 +254,26 @@ fn tell(face: &Face, story: &Story) -> Response {
     json(StatusCode::OK, &story)
 }
 
+async fn images(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
+    query::none(&query.unwrap_or_default())?;
+    let mut reader = face.reader();
+    let mut containers: HashMap<&str, usize> = HashMap::new();
+    for container in reader.all().filter(|container| !container.state.is_over()) {
+        let id = container.image.as_ref().and_then(|image| image.id.as_deref());
+        id.into_iter().for_each(|id| *containers.entry(id).or_default() += 1);
+    }
+    let images: Vec<_> = face
+        .tracker
+        .images()
+        .into_iter()
+        .map(|image| {
+            let used = image.id.as_deref().and_then(|id| containers.get(id)).copied().unwrap_or(0);
+            Image::new(image, used)
+        })
+        .collect();
+    Ok(json(StatusCode::OK, &images))
+}
+
 async fn sources(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
     query::none(&query.unwrap_or_default())?;
     Ok(json(StatusCode::OK, &source_lines(&face)))
@@ -304,7 +327,7 @@ async fn dump(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response
 
 async fn no_such_path(request: Request) -> Refused {
     Refused::not_found(format!("there is nothing at {}", request.uri().path().escape_debug())).remedy(
-        "the paths begin with /v1/containers, /v1/lookup, /v1/watch, /v1/explain, /v1/route, /v1/sources and /v1/registrations",
+        "the paths begin with /v1/containers, /v1/lookup, /v1/watch, /v1/explain, /v1/route, /v1/images, /v1/sources and /v1/registrations",
     )
 }
 

@@ -8,6 +8,7 @@ pub mod file;
 #[cfg(any(feature = "containerd", feature = "cri"))]
 mod grpc;
 pub mod health;
+pub mod images;
 pub mod manual;
 #[cfg(any(feature = "containerd", feature = "cri"))]
 mod peer;

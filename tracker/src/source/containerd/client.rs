@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -150,10 +151,15 @@ impl Client {
         image.and_then(|image| image.target).map(|target| target.digest).ok_or_else(|| empty(CALL))
     }
 
-    /// A blob, which has to be a small one.
-    pub(super) async fn blob(&self, namespace: &str, digest: &Str) -> Result<Vec<u8>, CallError> {
+    /// A blob, which has to be a small one. `calls` counts it.
+    pub(super) async fn blob(
+        &self,
+        namespace: &str,
+        digest: &Str,
+        calls: fn(&Stats) -> &AtomicU64,
+    ) -> Result<Vec<u8>, CallError> {
         const CALL: &str = "Content.Read";
-        self.stats.calls_image.fetch_add(1, Relaxed);
+        calls(&self.stats).fetch_add(1, Relaxed);
         let mut client = containerd_client::services::v1::content_client::ContentClient::new(self.channel.clone());
         let request = ReadContentRequest { digest: digest.to_string(), offset: 0, size: 0 };
         let request = in_namespace(CALL, namespace, request)?;

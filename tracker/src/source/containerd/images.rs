@@ -1,4 +1,4 @@
-//! Which image a name stands for: a small cache, and the reading of manifests. The asking is the session's.
+//! Which image a name stands for: a small cache, and the reading of manifests and configs. The asking is the catalog's.
 //!
 //! Two tables, both bounded (the oldest entry goes first, and is asked for again when needed). A name's target is valid
 //! until containerd reports that the image changed. What config a manifest has never changes: both are named by their
@@ -7,9 +7,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::hash::Hash;
 
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::container::Str;
+use crate::enrich::caps;
 
 /// Names remembered, over all namespaces.
 const MAX_NAMES: usize = 4096;
@@ -67,22 +69,22 @@ impl Images {
 
 /// A map that lets its oldest entry go when it is full.
 #[derive(Debug)]
-struct Bounded<K, V> {
+pub(super) struct Bounded<K, V> {
     max: usize,
     entries: HashMap<K, V>,
     order: VecDeque<K>,
 }
 
 impl<K: Clone + Eq + Hash, V> Bounded<K, V> {
-    fn new(max: usize) -> Self {
+    pub(super) fn new(max: usize) -> Self {
         Self { max, entries: HashMap::new(), order: VecDeque::new() }
     }
 
-    fn get(&self, key: &K) -> Option<&V> {
+    pub(super) fn get(&self, key: &K) -> Option<&V> {
         self.entries.get(key)
     }
 
-    fn insert(&mut self, key: K, value: V) {
+    pub(super) fn insert(&mut self, key: K, value: V) {
         if self.entries.insert(key.clone(), value).is_none() {
             self.order.push_back(key);
         }
@@ -103,8 +105,13 @@ impl<K: Clone + Eq + Hash, V> Bounded<K, V> {
 /// What a blob that an image's name points to leads to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Manifest {
-    /// It is a manifest, with the digest of its config.
-    Config(Str),
+    /// It is a manifest.
+    Config {
+        /// Digest of its config.
+        digest: Str,
+        /// Bytes of its config and its layers, as they are stored; absent where it does not say.
+        size: Option<u64>,
+    },
     /// It is an index: read the manifest with this digest, the one for this machine.
     Index(Str),
 }
@@ -126,11 +133,17 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, NotAManifest> {
         config: Option<Descriptor>,
         #[serde(default)]
         manifests: Vec<Descriptor>,
+        layers: Option<Vec<Part>>,
     }
     #[derive(Deserialize)]
     struct Descriptor {
         digest: String,
+        size: Option<u64>,
         platform: Option<Platform>,
+    }
+    #[derive(Deserialize)]
+    struct Part {
+        size: Option<u64>,
     }
     #[derive(Deserialize)]
     struct Platform {
@@ -140,7 +153,10 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, NotAManifest> {
 
     let document: Document = serde_json::from_slice(bytes)?;
     if let Some(config) = document.config {
-        return digest(&config.digest).map(Manifest::Config).ok_or(NotAManifest::Neither);
+        let parts = document.layers.iter().flatten().map(|layer| layer.size).chain([config.size]);
+        let size = document.layers.is_some().then(|| parts.flatten().fold(0, u64::saturating_add));
+        let digest = digest(&config.digest).ok_or(NotAManifest::Neither)?;
+        return Ok(Manifest::Config { digest, size });
     }
     let ours = |platform: &Platform| platform.os == "linux" && platform.architecture == architecture();
     let chosen = match &document.manifests[..] {
@@ -148,6 +164,38 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Manifest, NotAManifest> {
         several => several.iter().find(|manifest| manifest.platform.as_ref().is_some_and(ours)),
     };
     chosen.and_then(|manifest| digest(&manifest.digest)).map(Manifest::Index).ok_or(NotAManifest::Neither)
+}
+
+/// Reads an image's config: its platform, and when it was built. What it does not say, or says in no known way, is absent.
+pub(super) fn parse_config(bytes: &[u8]) -> (Option<Str>, Option<Timestamp>) {
+    #[derive(Deserialize, Default)]
+    struct Config {
+        os: Option<String>,
+        architecture: Option<String>,
+        variant: Option<String>,
+        created: Option<String>,
+    }
+    let Ok(config) = serde_json::from_slice::<Config>(bytes) else { return (None, None) };
+    let platform = match (config.os, config.architecture) {
+        (Some(os), Some(architecture)) => {
+            let variant = config.variant.filter(|variant| !variant.is_empty());
+            let parts: Vec<String> = [os, architecture].into_iter().chain(variant).collect();
+            caps::name(&parts.join("/")).filter(|platform| platform.len() <= MAX_DIGEST_LEN)
+        }
+        _ => None,
+    };
+    // Reproducible builds say the year 0 or the epoch, which is as good as nothing.
+    let created = config.created.and_then(|text| text.parse::<Timestamp>().ok());
+    (platform, created.filter(|at| *at > Timestamp::UNIX_EPOCH))
+}
+
+/// An image's name without its tag: what follows the last colon is one unless it holds a slash, since a registry's name
+/// may have a port.
+pub(super) fn repository(name: &str) -> &str {
+    match name.rsplit_once(':') {
+        Some((repository, tag)) if !tag.contains('/') => repository,
+        _ => name,
+    }
 }
 
 /// A digest as text, if it looks like one.
@@ -182,8 +230,12 @@ mod tests {
         );
         for (text, expected) in [
             (
-                r#"{"schemaVersion":2,"config":{"digest":"sha256:c"},"layers":[]}"#,
-                Some(Manifest::Config("sha256:c".into())),
+                r#"{"config":{"digest":"sha256:c","size":7},"layers":[{"size":3},{"size":18446744073709551610}]}"#,
+                Some(Manifest::Config { digest: "sha256:c".into(), size: Some(u64::MAX) }),
+            ),
+            (
+                r#"{"schemaVersion":2,"config":{"digest":"sha256:c"}}"#,
+                Some(Manifest::Config { digest: "sha256:c".into(), size: None }),
             ),
             (r#"{"manifests":[{"digest":"sha256:m"}]}"#, Some(Manifest::Index("sha256:m".into()))),
             (&*index, Some(Manifest::Index("sha256:b".into()))),
@@ -193,6 +245,24 @@ mod tests {
             ("[]", None),
         ] {
             assert_eq!(parse(text.as_bytes()).ok(), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_config_tells_platform_and_time_or_nothing() {
+        let config = br#"{"os":"linux","architecture":"arm64","variant":"v8","created":"2024-02-03T04:05:06Z"}"#;
+        let created = "2024-02-03T04:05:06Z".parse().unwrap();
+        assert_eq!(parse_config(config), (Some("linux/arm64/v8".into()), Some(created)));
+        let odd = br#"{"os":"linux","architecture":"amd64","variant":"","created":"0001-01-01T00:00:00Z"}"#;
+        assert_eq!(parse_config(odd), (Some("linux/amd64".into()), None));
+        assert_eq!(parse_config(b"[]"), (None, None));
+        assert_eq!(parse_config(br#"{"created":"yesterday"}"#), (None, None));
+    }
+
+    #[test]
+    fn a_port_is_no_tag() {
+        for (name, expected) in [("a/b:1", "a/b"), ("host:5000/b", "host:5000/b"), ("host:5000/b:x", "host:5000/b")] {
+            assert_eq!(repository(name), expected);
         }
     }
 
@@ -211,7 +281,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            let _ = parse(&bytes);
+            let _ = (parse(&bytes), parse_config(&bytes));
         }
     }
 }

@@ -10,9 +10,11 @@
 //! |---|---|
 //! | `session` | one connection's life: subscribe, list, reconcile, follow |
 //! | `client` | the connection and its calls |
+//! | `catalog` | reads images: what a name stands for, and all that are stored |
 //! | `ledger` | what is known about every container; pure |
 //! | `events`, `describe`, `images` | bytes and records of containerd's, made into ours; pure |
 
+mod catalog;
 mod client;
 mod describe;
 mod events;
@@ -35,10 +37,12 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::collection::door::Facts;
+use crate::container::Str;
 use crate::fact::Source;
 use crate::source::complaints::Complaints;
 use crate::source::endpoint::{Endpoint, Endpoints, follow_all};
 use crate::source::health::HealthBoard;
+use crate::source::images::Images;
 use crate::source::roster::Roster;
 use crate::source::supervise::{Backoff, Line, supervise};
 
@@ -126,8 +130,10 @@ pub struct Stats {
     pub exec_exits: AtomicU64,
     /// Calls for a container's record.
     pub calls_container: AtomicU64,
-    /// Calls for an image's name or manifest.
+    /// Calls for the name or the manifest of a container's image.
     pub calls_image: AtomicU64,
+    /// Calls for manifests and configs of stored images, whether or not containers use them.
+    pub calls_catalog: AtomicU64,
     /// Calls that list something.
     pub calls_list: AtomicU64,
     /// Calls that ask whether the daemon is alive.
@@ -147,6 +153,8 @@ pub struct Stats {
 /// What one containerd's sessions share.
 struct Peer {
     path: PathBuf,
+    /// The same for people.
+    shown: Str,
     /// Not mentioned before it was seen.
     is_optional: bool,
     was_seen: bool,
@@ -158,6 +166,9 @@ struct Peer {
     roster: Arc<Roster>,
     ledger: ledger::Ledger,
     images: images::Images,
+    catalog: catalog::Catalog,
+    /// Where what it has stored is told.
+    stored: Images,
 }
 
 /// Follows all containerds until `cancel`, or until the collection has ended. To be spawned on a runtime with IO and
@@ -167,6 +178,7 @@ pub async fn run(
     endpoints: Endpoints,
     facts: Facts,
     health: HealthBoard,
+    stored: Images,
     stats: Arc<Stats>,
     cancel: CancellationToken,
 ) {
@@ -177,6 +189,7 @@ pub async fn run(
     let roster = Arc::new(Roster::default());
     let peer = |Endpoint { path, is_expected, .. }: Endpoint| Peer {
         line: Line::new(health.clone(), Source::Containerd, &path.display().to_string()),
+        shown: path.display().to_string().into(),
         path,
         is_optional: !is_expected,
         was_seen: false,
@@ -187,14 +200,17 @@ pub async fn run(
         roster: Arc::clone(&roster),
         ledger: ledger::Ledger::default(),
         images: images::Images::default(),
+        catalog: catalog::Catalog::default(),
+        stored: stored.clone(),
     };
     follow_all(endpoints, &cancel, |endpoint, cancel| keep(peer(endpoint), cancel)).await;
 }
 
 async fn keep(peer: Peer, cancel: CancellationToken) {
-    let line = peer.line.clone();
+    let (line, shown, stored) = (peer.line.clone(), Str::clone(&peer.shown), peer.stored.clone());
     let backoff = peer.config.backoff();
     // Never contended: one session after the other. It lets each session borrow what they share.
     let peer = Mutex::new(peer);
     supervise(&line, backoff, &cancel, || async { session::run(&mut *peer.lock().await).await }).await;
+    stored.forget(Source::Containerd, &shown);
 }

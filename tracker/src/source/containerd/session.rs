@@ -13,7 +13,7 @@
 //! A daemon that is stopped keeps its connection open. Go's gRPC servers close a connection that is pinged more than
 //! every five minutes, so instead of HTTP/2 pings the version is asked for, whenever nothing else was heard for a while.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -27,15 +27,17 @@ use tonic::Streaming;
 use tracing::{debug, warn};
 
 use super::Peer;
+use super::catalog::resolve;
 use super::client::{Client, next_event};
 use super::describe::{Description, describe};
 use super::events::{self, boot_time};
-use super::images::{self, Manifest};
+use super::images;
 use super::ledger::{ListedTask, Name, Wish, with_image};
-use crate::container::{ContainerId, ContainerKey, Domain, Image, State, Str};
+use crate::container::{ContainerId, ContainerKey, Domain, State, Str};
 use crate::enrich::scope;
 use crate::fact::{Fact, Source, Statement, What};
 use crate::source::grpc::CallError;
+use crate::source::images::StoredImage;
 use crate::source::peer::{FileId, file_id};
 use crate::source::process::identity;
 use crate::source::supervise::End;
@@ -85,6 +87,10 @@ struct Session<'a> {
     to_describe: VecDeque<(Name, BootTime)>,
     /// Lists of tasks that take their time: at most one per namespace and list.
     late_tasks: FuturesUnordered<BoxFuture<'static, LateTasks>>,
+    /// Namespaces whose images may have changed since they were listed.
+    images_changed: BTreeSet<Str>,
+    /// The list of images that is being read: one at a time.
+    listing_images: Option<BoxFuture<'static, ListedImages>>,
     version: String,
     is_live: bool,
 }
@@ -97,6 +103,9 @@ type Answer = (Name, BootTime, Result<Described, CallError>);
 
 /// A namespace, which event was the last when its tasks were asked for, and when that was; and the tasks.
 type LateTasks = (Str, u64, BootTime, Result<Vec<Process>, CallError>);
+
+/// A namespace's images, and whether there are more.
+type ListedImages = (Str, Result<(Vec<StoredImage>, bool), CallError>);
 
 /// The event stream: asked for until the first event arrives, then open.
 enum Subscription {
@@ -138,6 +147,8 @@ impl<'a> Session<'a> {
             describing,
             to_describe: VecDeque::new(),
             late_tasks,
+            images_changed: BTreeSet::new(),
+            listing_images: None,
             version: String::new(),
             is_live: false,
         })
@@ -165,6 +176,9 @@ impl<'a> Session<'a> {
         audit.set_missed_tick_behavior(MissedTickBehavior::Delay);
         // A shim that hung may have come back, of which no event tells.
         let recheck = audit_interval.min(alive_interval * 6);
+        // One list for all that one pull or prune changes.
+        let mut images = tokio::time::interval(SETTLE);
+        images.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = false;
         loop {
             self.begin_descriptions();
@@ -182,6 +196,13 @@ impl<'a> Session<'a> {
                     if self.peer.ledger.awaits_tasks() {
                         audit.reset_after(recheck);
                     }
+                }
+                _ = images.tick(), if self.listing_images.is_none() && !self.images_changed.is_empty() => {
+                    self.begin_images();
+                }
+                listed = listed_images(&mut self.listing_images) => {
+                    heard = true;
+                    self.listed_images(listed)?;
                 }
                 _ = alive.tick() => {
                     if file_id(&self.peer.path).is_some_and(|now| Some(now) != socket) {
@@ -262,6 +283,9 @@ impl<'a> Session<'a> {
             }
         }
         self.peer.stats.lists.fetch_add(1, Relaxed);
+        let exists = |name: &str| namespaces.iter().any(|namespace| **namespace == *name);
+        self.peer.stored.retain_namespaces(Source::Containerd, &self.peer.shown, exists);
+        self.images_changed.extend(namespaces.iter().cloned());
 
         // What happened meanwhile goes into the same step, so that nobody sees what is over already.
         self.apply_ready(&mut facts);
@@ -356,7 +380,10 @@ impl<'a> Session<'a> {
                     self.to_describe.push_back((name, BootTime::now()));
                 }
             }
-            Wish::ForgetImage { namespace, name } => self.peer.images.forget(&namespace, &name),
+            Wish::ForgetImage { namespace, name } => {
+                self.peer.images.forget(&namespace, &name);
+                self.images_changed.insert(namespace);
+            }
             Wish::ForgetNamespace(namespace) => {
                 let scope = scope::containerd(&namespace);
                 let keys = self.peer.roster.replace(&self.peer.path, &scope, vec![]);
@@ -443,6 +470,35 @@ impl<'a> Session<'a> {
         self.state(facts).await
     }
 
+    fn begin_images(&mut self) {
+        let Some(namespace) = self.images_changed.pop_first() else { return };
+        let (client, catalog) = (self.client.clone(), self.peer.catalog.clone());
+        let list = async move {
+            let listed = catalog.list(&client, &namespace).await;
+            (namespace, listed)
+        };
+        self.listing_images = Some(list.boxed());
+    }
+
+    fn listed_images(&mut self, (namespace, listed): ListedImages) -> Result<(), End> {
+        match listed {
+            Ok((images, is_cut_short)) => {
+                if is_cut_short && self.peer.complaints.due("images") {
+                    warn!(socket = %self.peer.path.display(), %namespace, "more images than are listed");
+                }
+                self.peer.stored.replace(Source::Containerd, &self.peer.shown, Some(&namespace), images);
+            }
+            // What was listed before stays.
+            Err(error @ CallError::Answer { .. }) => {
+                if self.peer.complaints.due("images") {
+                    warn!(socket = %self.peer.path.display(), %namespace, %error, "no list of images");
+                }
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
+    }
+
     async fn state(&mut self, facts: Vec<Fact>) -> Result<(), End> {
         if facts.is_empty() {
             return Ok(());
@@ -526,49 +582,12 @@ fn listed_task(task: Process, at: BootTime) -> Option<(ContainerId, ListedTask)>
     Some((id, ListedTask { pid: task.pid, identity, state, exit }))
 }
 
-/// What an image's name stands for; the inner error is for people. At most three calls, and none for a name that is known.
-async fn resolve(
-    client: &Client,
-    namespace: &Str,
-    name: Str,
-    images: &mut images::Images,
-) -> Result<Result<Image, Str>, CallError> {
-    let told = |error: CallError| match error {
-        CallError::Answer { .. } => Ok(Err(Str::from(error.to_string()))),
-        error => Err(error),
-    };
-    let target = match images.target(namespace, &name) {
-        Some(target) => target,
-        None => match client.image_target(namespace, &name).await {
-            Ok(target) => {
-                let Some(target) = images::digest(&target) else { return Ok(Err("its digest is none".into())) };
-                images.set_target(Arc::clone(namespace), Arc::clone(&name), Arc::clone(&target));
-                target
-            }
-            Err(error) => return told(error),
-        },
-    };
-    let mut image = Image { name: Some(name), id: images.config(&target), digest: Some(Arc::clone(&target)) };
-    let mut blob = Arc::clone(&target);
-    // An index leads to a manifest, a manifest to its config.
-    for _ in 0..2 {
-        if image.id.is_some() {
-            break;
-        }
-        let bytes = match client.blob(namespace, &blob).await {
-            Ok(bytes) => bytes,
-            Err(error) => return told(error),
-        };
-        match images::parse(&bytes) {
-            Ok(Manifest::Config(config)) => {
-                images.set_config(Arc::clone(&target), Arc::clone(&config));
-                image.id = Some(config);
-            }
-            Ok(Manifest::Index(manifest)) => blob = manifest,
-            Err(error) => return Ok(Err(error.to_string().into())),
-        }
-    }
-    Ok(Ok(image))
+/// Waits for the list of images that is being read, for ever where there is none.
+async fn listed_images(listing: &mut Option<BoxFuture<'static, ListedImages>>) -> ListedImages {
+    let Some(list) = listing else { return std::future::pending().await };
+    let listed = list.await;
+    *listing = None;
+    listed
 }
 
 fn image_name(statement: &Statement) -> Option<Str> {
