@@ -21,6 +21,7 @@ pub mod demo;
 pub mod house;
 pub mod image;
 pub mod kubelet;
+pub mod lives;
 pub mod process;
 pub mod runc;
 pub mod silent_fs;

@@ -31,6 +31,12 @@ enum What {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// How soon containers that were there before are known with all their fields; needs root and the runtimes
+    Present {
+        /// Handed to the bench: `--scale 0.1` for a quick run, `--help` for all
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// How long starts are held, one at a time and fifty at once, without the collection; needs root, crun
     Barrier {
         /// Rounds of each
@@ -62,13 +68,14 @@ impl Bench {
 
 impl What {
     /// Each at its full scale, the shortest first.
-    fn all() -> [What; 6] {
+    fn all() -> [What; 7] {
         [
             What::Micro { filter: None },
             What::Exec { spawns: None },
             What::Routes { numbers: Vec::new() },
             What::Barrier { rounds: None },
             What::Idle { numbers: Vec::new() },
+            What::Present { arguments: Vec::new() },
             What::Churn { arguments: Vec::new() },
         ]
     }
@@ -100,6 +107,10 @@ impl What {
                 packages::ensure(packages::RUNTIMES)?;
                 build(&["--package", "tracker", "--bins"])?;
                 program("bench_idle", &words(numbers))
+            }
+            What::Present { arguments } => {
+                packages::ensure(packages::RUNTIMES)?;
+                program("bench_present", arguments)
             }
             What::Churn { arguments } => {
                 packages::ensure(packages::RUNTIMES)?;

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use tracker::container::Grade;
+use tracker_tests::lives::Way;
 
-use crate::lives::Way;
 use crate::witness::AllSeen;
 use crate::{Answer, Lived, percentiles};
 

@@ -7,7 +7,6 @@
 #![allow(clippy::print_stdout, reason = "prints a table")]
 
 mod figures;
-mod lives;
 mod witness;
 
 use std::sync::Mutex;
@@ -19,16 +18,18 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use tracker::{BootTime, Config, Lookup, Reader, Tracker};
 use tracker_tests::buckets::Buckets;
-use tracker_tests::containerd::Containerd;
+use tracker_tests::lives::{Life, Place, Starter, Way};
 
 use figures::{Figures, Percentiles};
-use lives::{Life, Place, Way};
 use witness::Witness;
 
 #[derive(Parser)]
 #[command(about = "Containers come and go as fast as the machine can")]
 struct Arguments {
-    /// Fraction of the full numbers: 10,000 by create and start, 1,000 through containerd, 1,000 by run
+    /// What runs the containers: runc, crun (create and start), run (`runc run`), containerd, cri; without it, all of them
+    #[arg(long, value_delimiter = ',', default_values = Way::ALL.map(Way::name))]
+    runtime: Vec<Way>,
+    /// Fraction of the full numbers: 10,000 by runc, 1,000 by each of the others, 300 pods
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
     /// Containers at once
@@ -57,28 +58,34 @@ fn main() -> Result<()> {
     // The barrier starts this program once more as its keeper.
     tracker::barrier::keeper_entry();
     let arguments = Arguments::parse();
-    let directory = tempfile::Builder::new().prefix("churn-").tempdir().context("create a directory for the bench")?;
-    let containerd = Containerd::start()?;
-    containerd.import_image("default")?;
-    let place = Place::create(directory.path(), &containerd)?;
+    let place = Place::create(&arguments.runtime)?;
 
     println!(
         "| way | tracker | lives | per second | seen | held | let-go | first-exec | observed | missed | wrong | start p50 | p99 | max | exit p50 | p99 | max |"
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     let mut besides = Vec::new();
-    for way in Way::ALL {
-        let lives = ((way.full_number() as f64 * arguments.scale) as usize).max(1);
+    for way in arguments.runtime {
+        let lives = ((full_number(way) as f64 * arguments.scale) as usize).max(1);
         if !arguments.no_baseline {
             churn(way, lives, arguments.parallel, &place, None)?.print(way, "no");
         }
-        let tracker = start_tracker(&place, &containerd)?;
+        let tracker = start_tracker(&place)?;
         churn(way, lives, arguments.parallel, &place, Some(&tracker))?.print(way, "yes");
         besides.push(aside(way, lives, &tracker));
         tracker.shutdown();
     }
     println!("\n{}", besides.join("\n"));
     Ok(())
+}
+
+/// As many as take some minutes.
+fn full_number(way: Way) -> usize {
+    match way {
+        Way::Runc => 10_000,
+        Way::Crun | Way::Run | Way::Containerd => 1_000,
+        Way::Cri => 300,
+    }
 }
 
 /// What the tracker itself counted while it was beside.
@@ -99,18 +106,18 @@ fn aside(way: Way, lives: usize, tracker: &Tracker) -> String {
     )
 }
 
-fn start_tracker(place: &Place<'_>, containerd: &Containerd) -> Result<Tracker> {
+fn start_tracker(place: &Place) -> Result<Tracker> {
     // Dead containers are kept until the end, when all of them are asked for again.
     let config = format!(
         "[collection]\nlinger-ms = 3600000\ntombstone-bytes = 1073741824\nmax-containers = 65536\n{}",
-        place.config(containerd)
+        place.config()
     );
     let config: Config = toml::from_str(&config).context("understand the bench's own configuration")?;
     Tracker::start(config).context("start the tracker")
 }
 
 /// Runs `number` lives and says how they went.
-fn churn(way: Way, number: usize, parallel: usize, place: &Place<'_>, tracker: Option<&Tracker>) -> Result<Figures> {
+fn churn(way: Way, number: usize, parallel: usize, place: &Place, tracker: Option<&Tracker>) -> Result<Figures> {
     let witness = tracker.map(Witness::start).transpose()?;
     let next = AtomicUsize::new(0);
     // Ids are not used twice, not even by the baseline and the run it is for.
@@ -120,13 +127,14 @@ fn churn(way: Way, number: usize, parallel: usize, place: &Place<'_>, tracker: O
     let failures: Vec<anyhow::Error> = thread::scope(|scope| {
         let worker = || -> Result<()> {
             let mut reader = tracker.map(|tracker| tracker.reader());
+            let mut starter = Starter::new(place, way)?;
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
                 if index >= number {
                     return Ok(());
                 }
                 let id = format!("churn-{}-{run}-{index}", way.name());
-                let one = live(way, place, reader.as_mut(), &id)?;
+                let one = live(&mut starter, reader.as_mut(), &id)?;
                 lived.lock().expect("a worker that panics ends the bench").push(one);
             }
         };
@@ -153,10 +161,10 @@ fn churn(way: Way, number: usize, parallel: usize, place: &Place<'_>, tracker: O
     Ok(Figures::new(took, &lived, &seen))
 }
 
-fn live(way: Way, place: &Place<'_>, reader: Option<&mut Reader>, id: &str) -> Result<Lived> {
-    let running = way.begin(place, id)?;
+fn live(starter: &mut Starter<'_>, reader: Option<&mut Reader>, name: &str) -> Result<Lived> {
+    let running = starter.begin(name)?;
     let answer = reader.map_or(Answer::Missed, |reader| ask(reader, running.life()));
-    Ok(Lived { life: running.end()?, answer })
+    Ok(Lived { life: starter.end(running)?, answer })
 }
 
 fn ask(reader: &mut Reader, life: &Life) -> Answer {

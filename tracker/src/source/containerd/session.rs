@@ -44,7 +44,7 @@ use crate::source::supervise::End;
 use crate::time::BootTime;
 
 /// Records read at the same time. More wait in the ledger's order.
-const CONCURRENT_DESCRIPTIONS: usize = 8;
+const CONCURRENT_DESCRIPTIONS: usize = 4;
 /// Events applied in one step, before what they changed is stated.
 const MAX_BATCH: usize = 1024;
 /// After the first list, the second one comes this soon.
