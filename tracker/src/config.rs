@@ -37,6 +37,9 @@ pub struct Config {
     /// Where containerds are looked for.
     #[cfg(feature = "containerd")]
     pub containerd: source::containerd::Config,
+    /// Where CRI servers are looked for, besides the containerds.
+    #[cfg(feature = "cri")]
+    pub cri: source::cri::Config,
 }
 
 /// Why a configuration cannot be used.
@@ -80,7 +83,7 @@ fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-#[cfg(all(test, feature = "containerd"))]
+#[cfg(all(test, feature = "containerd", feature = "cri"))]
 mod tests {
     use super::*;
 

@@ -95,6 +95,9 @@ pub struct Stats {
     /// The containerd source's.
     #[cfg(feature = "containerd")]
     pub containerd: Arc<source::containerd::Stats>,
+    /// The CRI source's.
+    #[cfg(feature = "cri")]
+    pub cri: Arc<source::cri::Stats>,
     /// The routes'.
     pub route: Arc<route::Stats>,
 }
@@ -313,6 +316,21 @@ impl Tracker {
             }
         });
         runtime.spawn(source::proc::run(config.proc, proc_looks, facts(), health(), proc, cancel()));
+        #[cfg(feature = "cri")]
+        {
+            #[cfg(feature = "containerd")]
+            let containerds = if config.containerd.enabled { config.containerd.endpoints() } else { Vec::new() };
+            #[cfg(not(feature = "containerd"))]
+            let containerds = Vec::new();
+            let stats = Arc::clone(&stats.cri);
+            let (_, sockets) = tokio::sync::watch::channel(config.cri.endpoints(&containerds).into());
+            let (handle, facts, health, cancel) = (self.handle.clone(), facts(), health(), cancel());
+            runtime.spawn(async move {
+                // What others see is when to look.
+                let others = handle.subscribe(source::cri::hints::options()).await.ok();
+                source::cri::run(config.cri, sockets, others, facts, health, stats, cancel).await;
+            });
+        }
         #[cfg(feature = "containerd")]
         {
             let containerd = Arc::clone(&stats.containerd);

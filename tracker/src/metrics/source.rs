@@ -16,6 +16,8 @@ pub(super) fn add(families: &mut Families, stats: &Stats) {
     state_directories(families, &stats.proc);
     #[cfg(feature = "containerd")]
     containerd(families, &stats.containerd);
+    #[cfg(feature = "cri")]
+    cri(families, &stats.cri);
     routes(families, &stats.route);
 }
 
@@ -101,6 +103,20 @@ fn containerd(families: &mut Families, stats: &crate::source::containerd::Stats)
     families.counter("containerd_lists", "Times that everything was listed", read(&stats.lists));
     families.counter("containerd_sessions_lost", "Connections that worked and then ended", read(&stats.sessions_lost));
     families.counter("containerd_labels_left_out", "Labels that were too many or too long", read(&stats.left_out));
+}
+
+#[cfg(feature = "cri")]
+fn cri(families: &mut Families, stats: &crate::source::cri::Stats) {
+    families.counter("cri_events", "Events received", read(&stats.events));
+    families.counter("cri_hints", "Changes seen by others that made it ask", read(&stats.hints));
+    let calls = [("status", &stats.calls_status), ("list", &stats.calls_list), ("alive", &stats.calls_alive)];
+    let calls = calls.map(|(call, count)| (vec![("call", call.to_owned())], read(count)));
+    families.counters("cri_calls", "Calls, by what they are for", calls);
+    families.counter("cri_calls_late", "Calls without an answer in time", read(&stats.calls_late));
+    families.counter("cri_calls_failed", "Calls answered by an error", read(&stats.calls_failed));
+    families.counter("cri_lists", "Times that everything was listed", read(&stats.lists));
+    families.counter("cri_sessions_lost", "Connections that worked and then ended", read(&stats.sessions_lost));
+    families.counter("cri_labels_left_out", "Labels that were too many or too long", read(&stats.left_out));
 }
 
 fn routes(families: &mut Families, stats: &route::Stats) {

@@ -3,6 +3,8 @@
 pub mod complaints;
 #[cfg(feature = "containerd")]
 pub mod containerd;
+#[cfg(feature = "cri")]
+pub mod cri;
 pub mod endpoint;
 pub mod file;
 #[cfg(any(feature = "containerd", feature = "cri"))]

@@ -13,16 +13,12 @@ use prost_types::Any;
 use super::events::{MAX_IMAGE_NAME_LEN, boot_time};
 use crate::container::{ContainerId, Image, Kind, Labels, Pod, Runtime, Str};
 use crate::enrich::caps::{self, MAX_NAME_LEN};
+use crate::enrich::kubelet::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID, pod_labels};
 use crate::enrich::{oci, scope};
 use crate::fact::Statement;
 
 /// The CRI plugin's label that tells sandboxes from containers.
 const KIND: &str = "io.cri-containerd.kind";
-const POD_NAME: &str = "io.kubernetes.pod.name";
-const POD_NAMESPACE: &str = "io.kubernetes.pod.namespace";
-const POD_UID: &str = "io.kubernetes.pod.uid";
-/// Labels that kubelets put on every pod's sandbox.
-const BY_KUBELETS: [&str; 3] = [POD_NAME, POD_NAMESPACE, POD_UID];
 
 /// What a container's record says.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +43,7 @@ pub(super) fn describe(namespace: &Str, id: &ContainerId, container: Container) 
         Some("container") => Some(Kind::Container),
         _ => None,
     };
-    statement.name = label("io.kubernetes.container.name").or_else(|| label("nerdctl/name"));
+    statement.name = label(CONTAINER_NAME).or_else(|| label("nerdctl/name"));
     statement.pod = pod(&labels, statement.kind, id, &container.sandbox);
     statement.runtime = Some(runtime(namespace, container.runtime));
     if !container.image.is_empty() && container.image.len() <= MAX_IMAGE_NAME_LEN {
@@ -135,12 +131,6 @@ fn pod(labels: &Labels, kind: Option<Kind>, id: &ContainerId, sandbox: &str) -> 
         owner: None,
     };
     (pod != Pod::default()).then_some(pod)
-}
-
-/// The pod's own labels among its sandbox's: all but those by which kubelets and the CRI plugin find it again.
-fn pod_labels(labels: &Labels) -> Labels {
-    let is_own = |key: &str| !key.starts_with("io.cri-containerd.") && !BY_KUBELETS.contains(&key);
-    labels.iter().filter(|(key, _)| is_own(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
 }
 
 fn runtime(namespace: &Str, runtime: Option<containerd_client::services::v1::container::Runtime>) -> Runtime {

@@ -18,7 +18,7 @@
 //! audit brings it again.
 
 mod finder;
-mod owner;
+pub(crate) mod owner;
 pub(crate) mod state_file;
 
 use std::path::PathBuf;

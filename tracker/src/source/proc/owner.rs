@@ -10,7 +10,7 @@ use crate::container::Str;
 
 /// What a command line tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Owner {
+pub(crate) enum Owner {
     /// `containerd-shim-runc-v2 -namespace N -id ID …`, in the bundle of its first container.
     Shim {
         /// The containerd namespace.
@@ -33,7 +33,7 @@ pub(super) enum Owner {
 }
 
 /// Reads a command line; absent when it tells nothing.
-pub(super) fn read(arguments: &[OsString]) -> Option<Owner> {
+pub(crate) fn read(arguments: &[OsString]) -> Option<Owner> {
     // What is not Unicode is no name of anything here, and no other argument's place depends on it.
     let arguments: Vec<&str> = arguments.iter().map(|argument| argument.to_str().unwrap_or("\u{fffd}")).collect();
     let (program, arguments) = arguments.split_first()?;

@@ -1,0 +1,421 @@
+//! What is known about every sandbox and container of one CRI server, and what is still to be asked: pure, no IO.
+//!
+//! Lists, statuses and hints go in; what to state and whom to ask about comes out. Each of them says how far in its life
+//! something is (its *phase*); a status is asked for when somebody says a phase that no status has told yet:
+//!
+//! ```text
+//!             claimed by a list, an event or a hint         told by a status
+//!   phase:    Created ──▶ Running ──▶ Over          ≥       Created ──▶ Running ──▶ Over
+//!                 claimed > told: ask (a hint is given time to come true)
+//! ```
+//!
+//! So a container costs one status while it runs and one when it is over, whatever the number of hints. A server that is
+//! behind what the kernel shows is asked again a few times, and then believed. Nothing is stated of what no status was
+//! asked for: the rest of it would be missing, and nobody would know that it is to come.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use tokio::time::{Duration, Instant};
+
+use super::describe::Description;
+use crate::container::{Address, ContainerId, ContainerKey, Domain, Kind, Pod, Str};
+use crate::enrich::kubelet::{POD_NAME, POD_NAMESPACE, POD_UID};
+use crate::fact::Statement;
+use crate::source::process::Identity;
+use crate::time::BootTime;
+
+/// How long after a hint the server is asked: it learns of a start when the OCI runtime has returned, which is some
+/// milliseconds after the kernel has seen it.
+const SETTLE: Duration = Duration::from_millis(150);
+/// How often it is asked again before it is believed to know better; each time after twice as long.
+const MAX_TRIES: u32 = 4;
+/// How long after a status that could not be had the next one is asked for.
+const AGAIN: Duration = Duration::from_secs(60);
+/// Containers and sandboxes of one server.
+pub(super) const MAX_ENTRIES: usize = 100_000;
+
+/// How far in its life something is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    #[default]
+    Created,
+    Running,
+    Over,
+}
+
+/// What a sandbox knows for the containers of its pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct OfPod {
+    pub pod: Pod,
+    pub addresses: Option<Arc<[Address]>>,
+    pub hostname: Option<Str>,
+    pub host_network: Option<bool>,
+}
+
+/// Whom a status is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Subject {
+    Sandbox(ContainerId),
+    Container(ContainerId),
+}
+
+/// A sign of life from somebody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Hint {
+    pub id: ContainerId,
+    pub kind: Kind,
+    pub phase: Phase,
+    /// The sandbox of its pod.
+    pub sandbox_id: Option<Str>,
+}
+
+/// Why there is no status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum NoStatus {
+    /// There is no such thing.
+    Gone,
+    /// The server cannot tell at present.
+    Failed(Str),
+}
+
+/// A status, and what was found out about the process that it names.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    pub description: Description,
+    pub identity: Option<Identity>,
+    /// Whose id it is; absent where nobody tells.
+    pub scope: Option<Str>,
+}
+
+/// What is to be stated.
+#[derive(Debug, PartialEq)]
+pub(super) enum Wish {
+    State { key: ContainerKey, at: BootTime, statement: Box<Statement> },
+    Withdraw { key: ContainerKey, at: BootTime },
+}
+
+/// All that is known.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    domain: Domain,
+    entries: HashMap<ContainerId, Entry>,
+    /// Who is to be asked about, and when.
+    due: BTreeSet<(Instant, ContainerId)>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    kind: Kind,
+    claimed: Phase,
+    told: Option<Phase>,
+    /// Answers that were behind the claim, in a row.
+    tries: u32,
+    /// When it is asked about; in [`Ledger::due`], too.
+    due: Option<Instant>,
+    /// Whether a list has shown it.
+    is_listed: bool,
+    /// When the server was last asked something to which it answered that this is there.
+    seen: Option<BootTime>,
+    scope: Option<Str>,
+    /// The newest row or status.
+    said: Statement,
+    of_pod: Option<OfPod>,
+    /// The latest moment that was stated: what is stated last must never look older than what it replaces.
+    at: BootTime,
+    /// What was stated last.
+    stated: Option<Box<Statement>>,
+}
+
+impl Ledger {
+    pub(super) fn new(domain: Domain) -> Self {
+        Self { domain, ..Self::default() }
+    }
+
+    /// Whom the server may speak for.
+    pub(super) fn domain(&self) -> Domain {
+        self.domain
+    }
+
+    /// Takes over a whole list that was asked for at `asked`. Returns what has changed; what is no longer there is
+    /// withdrawn.
+    pub(super) fn listed(&mut self, at: BootTime, asked: Instant, rows: Vec<(ContainerId, Description)>) -> Vec<Wish> {
+        let mut wishes = vec![];
+        let mut listed: HashMap<ContainerId, Description> = rows.into_iter().take(MAX_ENTRIES).collect();
+        // What the server told of after it was asked for the list may be younger than that; what it has not told of at all
+        // is still being asked about.
+        let is_older = |entry: &Entry| entry.seen.is_some_and(|seen| seen < at);
+        let gone = self.entries.iter().filter(|(id, entry)| !listed.contains_key(*id) && is_older(entry));
+        let gone: Vec<ContainerId> = gone.map(|(id, _)| id.clone()).collect();
+        for id in gone {
+            wishes.extend(self.forget(&id, at));
+        }
+        for (id, row) in listed.drain() {
+            let kind = row.statement.kind.unwrap_or_default();
+            let entry = self.entries.entry(id.clone()).or_insert_with(|| Entry::new(kind));
+            entry.is_listed = true;
+            entry.seen = entry.seen.max(Some(at));
+            entry.kind = kind;
+            if entry.told.is_none_or(|told| told < row.phase) {
+                entry.claimed = entry.claimed.max(row.phase);
+                entry.tries = 0;
+                self.schedule(&id, asked);
+            }
+            let entry = self.entries.get_mut(&id).expect("it was put in above");
+            if entry.told.is_none() {
+                entry.said = row.statement;
+                entry.of_pod = row.of_pod;
+            } else {
+                entry.amend(row);
+                wishes.extend(self.state(&id, at));
+            }
+        }
+        wishes
+    }
+
+    /// Somebody else has seen it in this phase.
+    pub(super) fn hinted(&mut self, hint: Hint, now: Instant, settle: bool) {
+        if self.entries.len() >= MAX_ENTRIES && !self.entries.contains_key(&hint.id) {
+            return;
+        }
+        let entry = self.entries.entry(hint.id.clone()).or_insert_with(|| Entry::new(hint.kind));
+        if !entry.is_listed && entry.told.is_none() {
+            entry.kind = hint.kind;
+        }
+        if let Some(sandbox_id) = hint.sandbox_id
+            && entry.told.is_none()
+        {
+            entry.said.pod.get_or_insert_default().sandbox_id.get_or_insert(sandbox_id);
+        }
+        if entry.told.is_none_or(|told| told < hint.phase) && (entry.claimed < hint.phase || entry.due.is_none()) {
+            entry.claimed = entry.claimed.max(hint.phase);
+            entry.tries = 0;
+            self.schedule(&hint.id, if settle { now + SETTLE } else { now });
+        }
+    }
+
+    /// The server says that it has gone.
+    pub(super) fn removed(&mut self, id: &ContainerId, at: BootTime) -> Option<Wish> {
+        self.forget(id, at)
+    }
+
+    /// Whom to ask about now: at most `max`.
+    pub(super) fn ask(&mut self, now: Instant, max: usize) -> Vec<Subject> {
+        let mut subjects = vec![];
+        while subjects.len() < max
+            && let Some((due, _)) = self.due.first()
+            && *due <= now
+            && let Some((_, id)) = self.due.pop_first()
+        {
+            let Some(entry) = self.entries.get_mut(&id) else { continue };
+            entry.due = None;
+            subjects.push(if entry.kind == Kind::Sandbox { Subject::Sandbox(id) } else { Subject::Container(id) });
+        }
+        subjects
+    }
+
+    /// When there is next somebody to ask about.
+    pub(super) fn next_due(&self) -> Option<Instant> {
+        self.due.first().map(|(due, _)| *due)
+    }
+
+    /// Takes over a status that was asked for at `at`. Returns what has changed.
+    pub(super) fn answered(
+        &mut self,
+        id: &ContainerId,
+        at: BootTime,
+        now: Instant,
+        answer: Result<Told, NoStatus>,
+    ) -> Vec<Wish> {
+        let Some(entry) = self.entries.get_mut(id) else { return vec![] };
+        let again = match answer {
+            Ok(Told { description, identity, scope }) => {
+                entry.told = Some(description.phase);
+                entry.seen = entry.seen.max(Some(at));
+                entry.scope = scope.or(entry.scope.take());
+                entry.take(description, identity);
+                (entry.claimed > entry.told.unwrap_or_default()).then_some(SETTLE)
+            }
+            Err(NoStatus::Gone) if entry.is_listed || entry.told.is_some() || entry.tries >= MAX_TRIES => {
+                return self.forget(id, at).into_iter().collect();
+            }
+            // It was heard of, and the server does not know it yet.
+            Err(NoStatus::Gone) => Some(SETTLE),
+            Err(NoStatus::Failed(reason)) => {
+                let what = ("details", reason);
+                entry.said.missing.retain(|(field, _)| *field != what.0);
+                entry.said.missing.push(what);
+                // Asked again later, and meanwhile told as far as it is known.
+                self.schedule(id, now + AGAIN);
+                return if self.entries[id].is_listed { self.state(id, at).into_iter().collect() } else { vec![] };
+            }
+        };
+        if let Some(settle) = again {
+            entry.tries += 1;
+            if entry.tries < MAX_TRIES || entry.told.is_none() {
+                let wait = settle * 2u32.pow(entry.tries);
+                self.schedule(id, now + wait);
+            } else {
+                // It was told often enough: whoever claimed more was wrong, or the next list brings it.
+                entry.claimed = entry.told.unwrap_or_default();
+            }
+        } else {
+            entry.tries = 0;
+        }
+        if self.entries[id].told.is_none() {
+            return vec![];
+        }
+        let mut wishes: Vec<Wish> = self.state(id, at).into_iter().collect();
+        if self.entries[id].kind == Kind::Sandbox {
+            let of_it = |entry: &Entry| entry.stated.is_some() && entry.sandbox_id() == Some(id.as_str());
+            let containers = self.entries.iter().filter(|(other, entry)| *other != id && of_it(entry));
+            let containers: Vec<ContainerId> = containers.map(|(other, _)| other.clone()).collect();
+            wishes.extend(containers.iter().filter_map(|container| self.state(container, at)));
+        }
+        wishes
+    }
+
+    /// Everything is asked about anew: another version of the server may say more.
+    pub(super) fn ask_anew(&mut self) {
+        for entry in self.entries.values_mut() {
+            entry.told = None;
+        }
+    }
+
+    /// All keys that were stated.
+    pub(super) fn keys(&self) -> Vec<ContainerKey> {
+        let stated = self.entries.iter().filter(|(_, entry)| entry.stated.is_some());
+        stated.filter_map(|(id, entry)| self.key(id, entry)).collect()
+    }
+
+    /// Whether there are some that cannot be stated, since nobody tells whose ids theirs are.
+    pub(super) fn has_nameless(&self) -> bool {
+        self.entries.values().any(|entry| entry.told == Some(Phase::Running) && entry.scope.is_none())
+    }
+
+    fn key(&self, id: &ContainerId, entry: &Entry) -> Option<ContainerKey> {
+        Some(ContainerKey { domain: self.domain, scope: entry.scope.clone()?, id: id.clone() })
+    }
+
+    fn schedule(&mut self, id: &ContainerId, when: Instant) {
+        if let Some(entry) = self.entries.get_mut(id) {
+            if let Some(former) = entry.due.replace(when) {
+                self.due.remove(&(former, id.clone()));
+            }
+            self.due.insert((when, id.clone()));
+        }
+    }
+
+    fn forget(&mut self, id: &ContainerId, at: BootTime) -> Option<Wish> {
+        let entry = self.entries.remove(id)?;
+        if let Some(due) = entry.due {
+            self.due.remove(&(due, id.clone()));
+        }
+        entry.stated.as_ref()?;
+        Some(Wish::Withdraw { key: self.key(id, &entry)?, at: at.max(entry.at) })
+    }
+
+    /// States it, if that is news.
+    fn state(&mut self, id: &ContainerId, at: BootTime) -> Option<Wish> {
+        let entry = self.entries.get(id)?;
+        let of_pod = entry.sandbox_id().and_then(|sandbox| {
+            let sandbox = ContainerId::new(sandbox).ok()?;
+            self.entries.get(&sandbox)?.of_pod.clone()
+        });
+        let key = self.key(id, entry)?;
+        let statement = Box::new(entry.composed(of_pod));
+        let entry = self.entries.get_mut(id)?;
+        if entry.stated.as_ref() == Some(&statement) {
+            return None;
+        }
+        entry.at = entry.at.max(at);
+        entry.stated = Some(statement.clone());
+        Some(Wish::State { key, at: entry.at, statement })
+    }
+}
+
+impl Entry {
+    fn new(kind: Kind) -> Self {
+        Self {
+            kind,
+            claimed: Phase::default(),
+            told: None,
+            tries: 0,
+            due: None,
+            is_listed: false,
+            seen: None,
+            scope: None,
+            said: Statement::default(),
+            of_pod: None,
+            at: BootTime::ZERO,
+            stated: None,
+        }
+    }
+
+    fn sandbox_id(&self) -> Option<&str> {
+        self.said.pod.as_ref()?.sandbox_id.as_deref()
+    }
+
+    /// Takes over a status. What only a row or a former status told stays: the process of one that has ended is not named
+    /// any more.
+    fn take(&mut self, description: Description, identity: Option<Identity>) {
+        let former = std::mem::replace(&mut self.said, description.statement);
+        let said = &mut self.said;
+        let of_former = |identity: Identity| (identity.task, identity.namespaces);
+        let (task, namespaces) = identity.map(of_former).unzip();
+        (said.task, said.namespaces) = (task.or(former.task), namespaces.or(former.namespaces));
+        said.created_at = steady(former.created_at, said.created_at);
+        said.started_at = steady(former.started_at, said.started_at);
+        said.exited_at = steady(former.exited_at, said.exited_at);
+        if let (Some(pod), Some(former)) = (&mut said.pod, former.pod) {
+            pod.sandbox_id = pod.sandbox_id.take().or(former.sandbox_id);
+        }
+        if let (Some(image), Some(former)) = (&mut said.image, former.image) {
+            image.id = image.id.take().or(former.id);
+        }
+        self.of_pod = description.of_pod;
+    }
+
+    /// Takes over what may have changed in a row of one whose status is known.
+    fn amend(&mut self, row: Description) {
+        let has_image_id = self.said.image.as_ref().is_some_and(|image| image.id.is_some());
+        if let Some(image) = row.statement.image.filter(|_| !has_image_id) {
+            self.said.image.get_or_insert_default().id = image.id;
+        }
+        if let Some(pod) = row.statement.pod {
+            let own = self.said.pod.get_or_insert_default();
+            own.sandbox_id = own.sandbox_id.take().or(pod.sandbox_id);
+        }
+    }
+
+    /// What it says itself, and what its sandbox says for the whole pod.
+    fn composed(&self, of_pod: Option<OfPod>) -> Statement {
+        let mut statement = self.said.clone();
+        if self.kind == Kind::Sandbox {
+            return statement;
+        }
+        let label = |key: &str| statement.labels.as_ref()?.get(key).cloned();
+        let of_labels =
+            Pod { name: label(POD_NAME), namespace: label(POD_NAMESPACE), uid: label(POD_UID), ..Pod::default() };
+        let sandbox_id = self.sandbox_id().map(Str::from);
+        let OfPod { pod, addresses, hostname, host_network } =
+            of_pod.unwrap_or_else(|| OfPod { pod: of_labels, ..OfPod::default() });
+        statement.pod = Some(Pod { sandbox_id, ..pod });
+        statement.host_network = statement.host_network.or(host_network);
+        let details = statement.details.get_or_insert_default();
+        details.addresses = addresses;
+        details.hostname = details.hostname.take().or(hostname);
+        statement
+    }
+}
+
+/// The moment known before, if the new one is the same but for the wall clock's wandering: a moment that is told again
+/// must not look like a change.
+fn steady(old: Option<BootTime>, new: Option<BootTime>) -> Option<BootTime> {
+    const WANDERING_NS: u64 = 1_000_000_000;
+    match (old, new) {
+        (Some(old), Some(new)) if old.0.abs_diff(new.0) < WANDERING_NS => Some(old),
+        (old, None) => old,
+        (_, new) => new,
+    }
+}
