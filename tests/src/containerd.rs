@@ -20,6 +20,7 @@ pub use crate::image::IMAGE;
 pub struct Containerd {
     daemon: Option<Process>,
     runtime: Runtime,
+    crun: Option<Runtime>,
     directory: TempDir,
 }
 
@@ -42,7 +43,9 @@ impl Containerd {
         let directory =
             tempfile::Builder::new().prefix("ctrd-").tempdir().context("create a directory for containerd")?;
         let runtime = Runtime::copy(Kind::Runc, directory.path())?;
-        let mut containerd = Containerd { daemon: None, runtime, directory };
+        // A second handler of pods; `ctr` and the default one use runc.
+        let crun = Runtime::copy(Kind::Crun, directory.path()).ok();
+        let mut containerd = Containerd { daemon: None, runtime, crun, directory };
         let more = more(&containerd)?;
         let disabled = if more.is_empty() { "\"io.containerd.grpc.v1.cri\", " } else { "" };
         let config = containerd.config(disabled) + &more;
@@ -59,6 +62,11 @@ impl Containerd {
     /// The private copy of runc that it uses.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
+    }
+
+    /// The private copy of crun for pods of the handler [`CRUN`](kubelet::CRUN), where the machine can run it.
+    pub fn crun(&self) -> Option<&Runtime> {
+        self.crun.as_ref()
     }
 
     /// The daemon's process, unless it was [killed](Self::kill).

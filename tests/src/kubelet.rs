@@ -13,10 +13,10 @@ use anyhow::{Context, Result};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
     ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest, ImageSpec,
-    LinuxContainerConfig, LinuxContainerSecurityContext, LinuxPodSandboxConfig, LinuxSandboxSecurityContext,
-    NamespaceMode, NamespaceOption, PodSandboxConfig, PodSandboxMetadata, PodSandboxStatusRequest,
-    RemoveContainerRequest, RemovePodSandboxRequest, RunPodSandboxRequest, StartContainerRequest, StopContainerRequest,
-    StopPodSandboxRequest,
+    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
+    LinuxSandboxSecurityContext, ListContainersRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
+    PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, RemoveContainerRequest, RemovePodSandboxRequest,
+    RunPodSandboxRequest, StartContainerRequest, StopContainerRequest, StopPodSandboxRequest,
 };
 use serde_json::Value;
 use tokio::runtime::Runtime;
@@ -24,9 +24,13 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::containerd::Containerd;
 use crate::image::{IMAGE, PAUSE_IMAGE};
+use crate::runc::Runtime as OciRuntime;
 
 /// The containerd namespace of all pods.
 pub const NAMESPACE: &str = "k8s.io";
+
+/// The handler whose containers are made by crun, where there is one.
+pub const CRUN: &str = "crun";
 
 /// What the CRI plugin needs in containerd's configuration, and on the disk.
 pub(crate) fn configure(containerd: &Containerd) -> Result<String> {
@@ -39,6 +43,7 @@ pub(crate) fn configure(containerd: &Containerd) -> Result<String> {
     }
     let network = r#"{"cniVersion": "0.3.1", "name": "test", "type": "nothing"}"#;
     fs::write(plugins.join("10-test.conf"), network).context("write a CNI network")?;
+    let crun = containerd.crun().map(|crun| handler(CRUN, crun)).unwrap_or_default();
     // A sandbox's out-of-memory score is lowered otherwise, which needs CAP_SYS_RESOURCE.
     Ok(format!(
         r#"
@@ -53,17 +58,25 @@ conf_dir = {plugins:?}
 [plugins."io.containerd.grpc.v1.cri".containerd]
 snapshotter = "native"
 default_runtime_name = "runc"
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+{runc}{crun}"#,
+        runc = handler("runc", containerd.runtime()),
+    ))
+}
+
+fn handler(name: &str, runtime: &OciRuntime) -> String {
+    let table = format!(r#"[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.{name}"#);
+    format!(
+        r#"{table}]
 runtime_type = "io.containerd.runc.v2"
 pod_annotations = ["*", "*/*"]
 container_annotations = ["*", "*/*"]
-[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+{table}.options]
 BinaryName = {binary:?}
 Root = {root:?}
 "#,
-        binary = containerd.runtime().program(),
-        root = containerd.runtime().root(),
-    ))
+        binary = runtime.program(),
+        root = runtime.root(),
+    )
 }
 
 /// Leaves the net ns as it is, and says of every interface that it has an address.
@@ -80,6 +93,42 @@ pub enum Network {
     Host,
     /// One of its own.
     Pod,
+}
+
+/// How a pod is made; by default with a net ns of its own, and a pid ns for each container.
+#[derive(Clone, Copy, Debug)]
+pub struct PodOptions<'a> {
+    /// Whose net ns it uses.
+    pub network: Network,
+    /// Whether its containers and its sandbox share one pid ns.
+    pub shares_pids: bool,
+    /// The handler: empty for the default one.
+    pub handler: &'a str,
+    /// A port of the host's, and the pod's port that it leads to.
+    pub port: Option<(u16, u16)>,
+    /// Whether its containers may have all privileges.
+    pub privileged: bool,
+}
+
+impl Default for PodOptions<'_> {
+    fn default() -> Self {
+        Self { network: Network::Pod, shares_pids: false, handler: "", port: None, privileged: false }
+    }
+}
+
+/// How a container is made.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ContainerOptions<'a> {
+    /// Which try it is.
+    pub attempt: u32,
+    /// A directory of the host's, and where it is mounted to be read only.
+    pub mount: Option<(&'a str, &'a str)>,
+    /// Bytes of memory.
+    pub memory: i64,
+    /// Microseconds of a processor in 100,000.
+    pub cpu_quota: i64,
+    /// Whether it has all privileges.
+    pub privileged: bool,
 }
 
 /// A pod, and the id of its sandbox.
@@ -121,17 +170,31 @@ impl Kubelet {
     /// Runs a pod's sandbox. Its cgroup is in that of its containerd's containers, and it has a label `app` and an
     /// annotation `note/pod`.
     pub fn run_pod(&mut self, namespace: &str, name: &str, network: Network) -> Result<Pod> {
+        self.run_pod_with(namespace, name, PodOptions { network, ..PodOptions::default() })
+    }
+
+    /// The same, made as `options` say.
+    pub fn run_pod_with(&mut self, namespace: &str, name: &str, options: PodOptions<'_>) -> Result<Pod> {
         let uid = format!("uid-of-{namespace}-{name}");
         let metadata =
             PodSandboxMetadata { name: name.into(), uid: uid.clone(), namespace: namespace.into(), attempt: 0 };
-        let security =
-            LinuxSandboxSecurityContext { namespace_options: Some(namespaces(network)), ..Default::default() };
+        let security = LinuxSandboxSecurityContext {
+            namespace_options: Some(namespaces(options)),
+            privileged: options.privileged,
+            ..Default::default()
+        };
+        let port_mappings = options.port.map(|(host, pod)| PortMapping {
+            host_port: host.into(),
+            container_port: pod.into(),
+            ..Default::default()
+        });
         let config = PodSandboxConfig {
             metadata: Some(metadata),
             // A host name of its own needs a UTS namespace of its own.
-            hostname: if network == Network::Host { String::new() } else { name.into() },
+            hostname: if options.network == Network::Host { String::new() } else { name.into() },
             labels: texts(&pod_labels(namespace, name, &uid, ("app", name))),
             annotations: texts(&[("note/pod", name)]),
+            port_mappings: port_mappings.into_iter().collect(),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent: format!("/{}/pod{uid}", self.cgroup),
                 security_context: Some(security),
@@ -139,26 +202,51 @@ impl Kubelet {
             }),
             ..Default::default()
         };
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: String::new() };
+        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler: options.handler.into() };
         let answer = self.runtime.block_on(self.client.run_pod_sandbox(request)).context("run a pod's sandbox")?;
         Ok(Pod { id: answer.into_inner().pod_sandbox_id, uid, config })
     }
 
     /// Creates and starts a container in a pod; returns its id. `attempt` counts its restarts.
     pub fn start(&mut self, pod: &Pod, name: &str, attempt: u32, command: &[&str]) -> Result<String> {
+        self.start_with(pod, name, command, ContainerOptions { attempt, ..ContainerOptions::default() })
+    }
+
+    /// The same, made as `options` say.
+    pub fn start_with(
+        &mut self,
+        pod: &Pod,
+        name: &str,
+        command: &[&str],
+        options: ContainerOptions<'_>,
+    ) -> Result<String> {
         let of = pod.config.metadata.clone().unwrap_or_default();
         let security = pod.config.linux.as_ref().and_then(|linux| linux.security_context.as_ref());
         let security = LinuxContainerSecurityContext {
             namespace_options: security.and_then(|security| security.namespace_options.clone()),
+            privileged: options.privileged,
+            ..Default::default()
+        };
+        let resources = LinuxContainerResources {
+            memory_limit_in_bytes: options.memory,
+            cpu_quota: options.cpu_quota,
+            cpu_period: if options.cpu_quota == 0 { 0 } else { 100_000 },
+            ..Default::default()
+        };
+        let mount = |(host, container): (&str, &str)| Mount {
+            host_path: host.into(),
+            container_path: container.into(),
+            readonly: true,
             ..Default::default()
         };
         let config = ContainerConfig {
-            metadata: Some(ContainerMetadata { name: name.into(), attempt }),
+            metadata: Some(ContainerMetadata { name: name.into(), attempt: options.attempt }),
             image: Some(ImageSpec { image: IMAGE.into(), ..Default::default() }),
             command: command.iter().map(|word| (*word).into()).collect(),
             labels: texts(&pod_labels(&of.namespace, &of.name, &of.uid, ("io.kubernetes.container.name", name))),
             annotations: texts(&[("note/container", name)]),
-            linux: Some(LinuxContainerConfig { security_context: Some(security), ..Default::default() }),
+            mounts: options.mount.map(mount).into_iter().collect(),
+            linux: Some(LinuxContainerConfig { resources: Some(resources), security_context: Some(security) }),
             ..Default::default()
         };
         let request = CreateContainerRequest {
@@ -203,6 +291,15 @@ impl Kubelet {
         Ok(Status { pid: pid(&answer.info)?, exit_code: status.exit_code, attempt })
     }
 
+    /// The id of the image that a container was made from.
+    pub fn image_id(&mut self, id: &str) -> Result<String> {
+        let filter = k8s_cri::v1::ContainerFilter { id: id.into(), ..Default::default() };
+        let request = ListContainersRequest { filter: Some(filter) };
+        let answer = self.runtime.block_on(self.client.list_containers(request)).context("list a container")?;
+        let row = answer.into_inner().containers.pop().context("a container in the list")?;
+        Ok(row.image_ref)
+    }
+
     /// The pid of a sandbox's init.
     pub fn sandbox_pid(&mut self, pod: &Pod) -> Result<u32> {
         let request = PodSandboxStatusRequest { pod_sandbox_id: pod.id.clone(), verbose: true };
@@ -221,14 +318,10 @@ fn pod_labels<'a>(
     [("io.kubernetes.pod.name", name), ("io.kubernetes.pod.namespace", namespace), ("io.kubernetes.pod.uid", uid), more]
 }
 
-fn namespaces(network: Network) -> NamespaceOption {
-    let network = if network == Network::Host { NamespaceMode::Node } else { NamespaceMode::Pod };
-    NamespaceOption {
-        network: network.into(),
-        pid: NamespaceMode::Container.into(),
-        ipc: NamespaceMode::Pod.into(),
-        ..Default::default()
-    }
+fn namespaces(options: PodOptions<'_>) -> NamespaceOption {
+    let network = if options.network == Network::Host { NamespaceMode::Node } else { NamespaceMode::Pod };
+    let pid = if options.shares_pids { NamespaceMode::Pod } else { NamespaceMode::Container };
+    NamespaceOption { network: network.into(), pid: pid.into(), ipc: NamespaceMode::Pod.into(), ..Default::default() }
 }
 
 fn texts(pairs: &[(&str, &str)]) -> HashMap<String, String> {

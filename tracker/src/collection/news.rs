@@ -23,7 +23,7 @@ macro_rules! fields {
 }
 
 /// In the order in which a line names them.
-const FIELDS: [(&str, IsNew); 15] = fields![
+const FIELDS: [(&str, IsNew); 16] = fields![
     "kind": kind,
     "pid": task,
     "namespaces": namespaces,
@@ -33,6 +33,7 @@ const FIELDS: [(&str, IsNew); 15] = fields![
     "pod": pod,
     "labels": labels,
     "annotations": annotations,
+    "details": details,
     "host network": host_network,
     "cgroup": cgroup,
     "bundle": bundle,
