@@ -10,7 +10,7 @@ use super::run::{Run, Statements};
 use super::timeline::Interval;
 use super::view::{Host, Row};
 use crate::container::{
-    Cgroup, Container, Details, Domain, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
+    Cgroup, Container, Details, Domain, Exit, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
 };
 use crate::fact::{Source, SourceSet, Statement};
 use crate::time::BootTime;
@@ -266,7 +266,7 @@ pub(crate) fn derive(
         true => Kind::Unmanaged,
         false => said.pick(Field::kind, |said| said.kind).unwrap_or(Kind::Container),
     };
-    let exit = said.shown_or(run.shown.ended.and_then(|(_, exit)| exit), Field::exit, |said| said.exit);
+    let exit = merged_exit(&mut said, run.shown.ended.and_then(|(_, exit)| exit));
     let ended_at = run.shown.ended.map(|(at, _)| at);
     let exited_at = said.shown_or(ended_at, Field::exited_at, |said| said.exited_at);
     let born_at = birth.map(|birth| birth.born_at);
@@ -274,20 +274,24 @@ pub(crate) fn derive(
     let executed_at = run.shown.executed_at.filter(|at| *at != BootTime::ZERO);
     let started_at = said.shown_or(executed_at, Field::started_at, |said| said.started_at);
 
+    let name = said.pick(Field::name, |said| said.name.clone());
+    let runtime = merged_runtime(&mut said);
+    let image = merged_image(&mut said);
+    let pod = merged_pod(&mut said);
     let container = Container {
         id: made_up_or_stated_id(run),
         domain: run.keys.first().map_or_else(|| domain_of(run, context.host), |key| key.domain),
         instance: run.instance,
-        name: said.pick(Field::name, |said| said.name.clone()),
+        name,
         kind,
         state,
         grade,
         sequence: 0,
-        awaiting: awaited(run, standing, state, context.live),
+        awaiting: awaited(run, standing, state, context.live, pod.is_some().then_some(&runtime)),
         sources: sources(run, container),
-        runtime: merged_runtime(&mut said),
-        image: merged_image(&mut said),
-        pod: merged_pod(&mut said),
+        runtime,
+        image,
+        pod,
         labels: said.union(Field::labels, |said| said.labels.as_ref()),
         annotations: said.union(Field::annotations, |said| said.annotations.as_ref()),
         details: merged_details(&mut said, run.row.as_ref().map(|row| &row.container.details)),
@@ -317,12 +321,20 @@ fn sources(run: &Run, container: Option<&Statements>) -> SourceSet {
     run.statements.all().iter().chain(of_container.iter()).chain(kernel).collect()
 }
 
-/// A container under the host's containerd has a statement of containerd's to come, as long as containerd answers.
-fn awaited(run: &Run, standing: SourceSet, state: State, live: SourceSet) -> SourceSet {
-    let of_containerd = run.keys.iter().any(|key| key.domain == Domain::Host && key.scope.starts_with("containerd/"));
-    let outstanding = of_containerd && live.contains(Containerd) && !standing.contains(Containerd) && !state.is_over();
-    outstanding.then_some(Containerd).into_iter().collect()
+/// Who will say something yet: containerd of a container under it, and a CRI server of one that is of a pod (`of_pod` is
+/// what manages it), as long as they answer.
+fn awaited(run: &Run, standing: SourceSet, state: State, live: SourceSet, of_pod: Option<&Runtime>) -> SourceSet {
+    let under = |scope: &str| run.keys.iter().any(|key| key.domain == Domain::Host && key.scope.starts_with(scope));
+    let is_host_s = run.keys.iter().any(|key| key.domain == Domain::Host);
+    let by_cri_o = || is_host_s && of_pod.is_some_and(|runtime| runtime.name.as_deref() == Some("cri-o"));
+    let of_cri = of_pod.is_some() && (under(CRI_SCOPE) || by_cri_o());
+    let outstanding = |source| live.contains(source) && !standing.contains(source) && !state.is_over();
+    let expected = [(Containerd, under("containerd/")), (Cri, of_cri)].into_iter();
+    expected.filter(|(source, is_its)| *is_its && outstanding(*source)).map(|(source, _)| source).collect()
 }
+
+/// The scope of the pods of a containerd.
+const CRI_SCOPE: &str = "containerd/k8s.io";
 
 fn made_up_or_stated_id(run: &Run) -> Str {
     match (run.keys.first(), run.shown.birth) {
@@ -365,6 +377,13 @@ fn intervals(run: &Run, container: &Container, context: Context<'_>) -> (Interva
     let closed = told.map(after).into_iter().chain(run.shown.gone_at).min().unwrap_or(BootTime::MAX);
     let init_closed = ended_at.map(after).into_iter().chain(run.shown.pid_reused_at).min().unwrap_or(BootTime::MAX);
     (Interval { opened, closed }, Interval { opened: init_opened, closed: init_closed })
+}
+
+/// How it ended is the kernel's word; that the out-of-memory killer did it, others may know better.
+fn merged_exit(said: &mut Said<'_>, shown: Option<Exit>) -> Option<Exit> {
+    let exit = said.shown_or(shown, Field::exit, |said| said.exit)?;
+    let oom = exit.oom.or_else(|| said.pick_in(Field::exit.order(), "exit.oom", |said| said.exit.as_ref()?.oom));
+    Some(Exit { oom, ..exit })
 }
 
 fn merged_cgroup(said: &mut Said<'_>, shown: Option<u64>, seen: Option<&CgroupSeen>) -> Cgroup {
