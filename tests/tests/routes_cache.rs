@@ -91,6 +91,33 @@ fn a_fresh_answer_is_never_stale() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_fresh_answer_that_contradicts_what_is_kept_ends_all_of_it() -> Result<()> {
+    require!(root(), program("ip"), program("sysctl"));
+    let (inner, outer) = two("10.9.0.1")?;
+    outer.run("sysctl -qw net.ipv4.ip_forward=1")?;
+    outer.batch(
+        "link add br0 type bridge\nlink set br0 up\naddr add 10.7.0.2/16 dev br0\nroute add default via 10.7.0.1\n",
+    )?;
+    let house = Listened::start()?;
+    let (netns, mut reader) = (house.netns(&inner)?, house.routes.reader());
+    for destination in ["8.8.8.8", "9.9.9.9"].map(to) {
+        assert_eq!(house.until_kept(&netns, &destination).hops[1].gateway, address("10.7.0.1"));
+        eventually("it is found", || reader.lookup_cached(&netns, &destination).map(drop));
+    }
+    // No message says so.
+    outer.run("sysctl -qw net.ipv4.ip_forward=0")?;
+    assert_eq!(house.routes.ask_blocking(&netns, &to("8.8.8.8"))?.hops[1].kind, Kind::Unreachable);
+    for destination in ["8.8.8.8", "9.9.9.9"].map(to) {
+        for known in
+            [house.routes.lookup_cached(&netns, &destination).as_deref(), reader.lookup_cached(&netns, &destination)]
+        {
+            assert!(known.is_none_or(|route| route.hops[1].kind == Kind::Unreachable), "{known:?}");
+        }
+    }
+    Ok(())
+}
+
 /// Changes each thing that a route depends on, and looks whether the kept answer is dropped.
 #[test]
 fn every_kind_of_change_is_heard() -> Result<()> {

@@ -3,12 +3,11 @@
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::Deref;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::cache::Kept;
+use super::memory::Held;
 use crate::container::Str;
 
 /// What a net namespace does with a packet.
@@ -261,7 +260,7 @@ impl Route {
 /// An answer and where it is from.
 #[derive(Clone, Debug)]
 pub struct Found {
-    pub(super) kept: Arc<Kept>,
+    pub(super) held: Held,
     /// Whether it is from the cache.
     pub cached: bool,
     /// How long ago the kernel said so; good to some milliseconds.
@@ -274,7 +273,7 @@ impl Deref for Found {
     type Target = Route;
 
     fn deref(&self) -> &Route {
-        &self.kept.route
+        &self.held.route
     }
 }
 

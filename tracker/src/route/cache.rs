@@ -15,8 +15,8 @@ use quick_cache::{OptionsBuilder, Weighter};
 
 use super::answer::{Hop, NextHop, Route};
 use super::clock::Millis;
+use super::key::{ByKey, Key};
 use super::namespace::Namespace;
-use super::query::RouteQuery;
 
 /// Different answers that are shared by what is kept of one net ns; beyond, each is kept for itself.
 const MAX_SHARED: usize = 256;
@@ -25,28 +25,7 @@ const OVERHEAD: usize = 48;
 
 /// Keeps answers.
 pub(super) struct Cache {
-    shards: Shards<Key, Entry, ByBytes>,
-}
-
-/// A net ns and a query, in 64 bytes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Key([u64; 8]);
-
-impl Hash for Key {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        for word in self.0 {
-            state.write_u64(word);
-        }
-    }
-}
-
-impl Key {
-    /// The query is in its one spelling.
-    #[inline]
-    pub(super) fn new(namespace: &Namespace, query: &RouteQuery) -> Self {
-        let [a, b, c, d, e, f, g] = query.packed();
-        Key([namespace.identity.cookie, a, b, c, d, e, f, g])
-    }
+    shards: Shards<Key, Entry, ByBytes, ByKey>,
 }
 
 /// A net ns, and the generation that it had.
@@ -68,6 +47,17 @@ impl Kept {
     #[inline]
     pub(super) fn is_true(&self) -> bool {
         self.seen.iter().all(|(namespace, generation)| namespace.generation() == *generation)
+    }
+
+    /// Whether somebody was told otherwise just now; then nothing that was learnt in these net namespaces is true.
+    pub(super) fn is_contradicted(&self, by: &Kept, now: Millis) -> bool {
+        let is_other = self.route != by.route;
+        if is_other {
+            for (namespace, _) in self.seen.iter().chain(&by.seen) {
+                namespace.has_changed(None, now);
+            }
+        }
+        is_other
     }
 
     /// Whether it may be kept at all.
@@ -108,7 +98,7 @@ pub(super) struct Entry {
     /// When the kernel said so.
     pub(super) asked: Millis,
     /// From when on it is not believed, whatever was heard.
-    until: Millis,
+    pub(super) until: Millis,
     /// Bytes that it takes; those of an answer that others share, too, count with the first.
     bytes: u32,
 }
@@ -132,14 +122,8 @@ impl Weighter<Key, Entry> for ByBytes {
 }
 
 /// The right to ask for a key. While one has it, others that want the same wait.
-pub(super) type Turn<'c> = PlaceholderGuard<
-    'c,
-    Key,
-    Entry,
-    ByBytes,
-    quick_cache::DefaultHashBuilder,
-    quick_cache::sync::DefaultLifecycle<Key, Entry>,
->;
+pub(super) type Turn<'c> =
+    PlaceholderGuard<'c, Key, Entry, ByBytes, ByKey, quick_cache::sync::DefaultLifecycle<Key, Entry>>;
 
 /// What there is to a key.
 pub(super) enum Taken<'c> {
@@ -159,7 +143,7 @@ impl Cache {
             .estimated_items_capacity((bytes / typical as u64) as usize)
             .build()
             .expect("both capacities are given");
-        Self { shards: Shards::with_options(options, ByBytes, Default::default(), Default::default()) }
+        Self { shards: Shards::with_options(options, ByBytes, ByKey::default(), Default::default()) }
     }
 
     /// What is kept, if it is true. Never waits for an exchange.
@@ -237,18 +221,27 @@ impl std::fmt::Debug for Cache {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::route::answer::Via;
+    use crate::route::key::Secret;
     use crate::route::place::{Identity, Place};
+    use crate::route::query::RouteQuery;
 
     const SOON: Millis = Millis(u64::MAX);
 
     fn namespace(cookie: u64) -> Arc<Namespace> {
-        Arc::new(Namespace::new(Identity { inode: 1, cookie }, Some(1), Place::Host))
+        Arc::new(Namespace::new(Identity { inode: 1, cookie }, Some(1), Place::Host, Arc::default()))
     }
 
     fn to(address: &str) -> RouteQuery {
         RouteQuery::to(address.parse().unwrap())
+    }
+
+    fn key(namespace: &Namespace, query: &RouteQuery) -> Key {
+        static SECRET: LazyLock<Secret> = LazyLock::new(Secret::new);
+        SECRET.key(namespace.identity.cookie, query)
     }
 
     fn kept(seen: &[&Arc<Namespace>]) -> Kept {
@@ -265,16 +258,16 @@ mod tests {
     fn a_chain_is_true_only_while_all_of_its_net_namespaces_are_as_they_were() {
         let cache = Cache::new(1 << 20);
         let (inner, outer, other) = (namespace(1), namespace(2), namespace(3));
-        let key = Key::new(&inner, &to("8.8.8.8"));
-        put(&cache, key, kept(&[&inner, &outer]), SOON);
+        let asked = key(&inner, &to("8.8.8.8"));
+        put(&cache, asked, kept(&[&inner, &outer]), SOON);
         other.has_changed(None, Millis(1));
-        assert!(cache.get(&key, Millis(1)).is_some());
+        assert!(cache.get(&asked, Millis(1)).is_some());
         outer.has_changed(None, Millis(1));
-        assert!(cache.get(&key, Millis(1)).is_none());
-        put(&cache, key, kept(&[&inner, &outer]), SOON);
-        assert!(cache.get(&key, Millis(1)).is_some());
+        assert!(cache.get(&asked, Millis(1)).is_none());
+        put(&cache, asked, kept(&[&inner, &outer]), SOON);
+        assert!(cache.get(&asked, Millis(1)).is_some());
         inner.forget();
-        assert!(cache.get(&key, Millis(1)).is_none());
+        assert!(cache.get(&asked, Millis(1)).is_none());
         // One that is gone stays so, and nothing that was learnt of it then is ever true.
         inner.has_changed(None, Millis(2));
         assert!(inner.is_gone());
@@ -284,10 +277,10 @@ mod tests {
     fn age_ends_what_nothing_was_heard_of() {
         let cache = Cache::new(1 << 20);
         let namespace = namespace(1);
-        let key = Key::new(&namespace, &to("8.8.8.8"));
-        put(&cache, key, kept(&[&namespace]), Millis(60_000));
-        assert!(cache.get(&key, Millis(59_999)).is_some());
-        assert!(cache.get(&key, Millis(60_000)).is_none());
+        let asked = key(&namespace, &to("8.8.8.8"));
+        put(&cache, asked, kept(&[&namespace]), Millis(60_000));
+        assert!(cache.get(&asked, Millis(59_999)).is_some());
+        assert!(cache.get(&asked, Millis(60_000)).is_none());
     }
 
     #[test]
@@ -322,18 +315,21 @@ mod tests {
     fn one_asks_and_others_wait_for_it() {
         let cache = Cache::new(1 << 20);
         let namespace = namespace(1);
-        let key = Key::new(&namespace, &to("8.8.8.8"));
-        let Taken::Missing(turn) = cache.take(&key, Duration::from_secs(10)) else { panic!("nothing is kept yet") };
-        assert!(matches!(cache.take(&key, Duration::from_millis(1)), Taken::Late));
+        let asked = key(&namespace, &to("8.8.8.8"));
+        let Taken::Missing(turn) = cache.take(&asked, Duration::from_secs(10)) else { panic!("nothing is kept yet") };
+        assert!(matches!(cache.take(&asked, Duration::from_millis(1)), Taken::Late));
         std::thread::scope(|scope| {
-            let others: Vec<_> = (0..4).map(|_| scope.spawn(|| cache.take(&key, Duration::from_secs(30)))).collect();
+            let others: Vec<_> = (0..4).map(|_| scope.spawn(|| cache.take(&asked, Duration::from_secs(30)))).collect();
             turn.insert(Shared::default().entry(kept(&[&namespace]), Millis(0), SOON)).unwrap();
             for other in others {
                 assert!(matches!(other.join().unwrap(), Taken::Found(_)));
             }
         });
         namespace.has_changed(None, Millis(0));
-        assert!(matches!(cache.take(&key, Duration::from_secs(10)), Taken::Missing(_)), "what is stale is asked anew");
+        assert!(
+            matches!(cache.take(&asked, Duration::from_secs(10)), Taken::Missing(_)),
+            "what is stale is asked anew"
+        );
     }
 
     #[test]
@@ -342,7 +338,7 @@ mod tests {
         let namespace = namespace(1);
         for address in 0..10_000_u32 {
             let query = RouteQuery::to(std::net::IpAddr::V4(address.into()));
-            put(&cache, Key::new(&namespace, &query), kept(&[&namespace]), SOON);
+            put(&cache, key(&namespace, &query), kept(&[&namespace]), SOON);
         }
         let (entries, bytes) = cache.size();
         assert!(bytes <= 100_000 && entries > 100, "{entries} entries, {bytes} bytes");

@@ -21,6 +21,7 @@ use super::answer::Prefix;
 use super::cache::Shared;
 use super::clock::Millis;
 use super::error::RouteError;
+use super::memory::Epoch;
 use super::place::{Entered, Identity, Place};
 use super::query::RouteQuery;
 use super::reply::{Address, Chosen, Link, Matched};
@@ -46,6 +47,8 @@ pub(super) struct Namespace {
     /// Its number in the net ns that listens; that one itself has none.
     pub(super) nsid: Option<i32>,
     generation: AtomicU64,
+    /// Moves after the generation, and after all others'.
+    epoch: Arc<Epoch>,
     /// Moves with what is said about interfaces and addresses alone, so that a change of routes costs no more questions.
     interfaces: AtomicU64,
     moved: AtomicU64,
@@ -74,11 +77,12 @@ struct Memory {
 }
 
 impl Namespace {
-    pub(super) fn new(identity: Identity, nsid: Option<i32>, place: Place) -> Self {
+    pub(super) fn new(identity: Identity, nsid: Option<i32>, place: Place, epoch: Arc<Epoch>) -> Self {
         Self {
             identity,
             nsid,
             generation: AtomicU64::new(0),
+            epoch,
             interfaces: AtomicU64::new(0),
             moved: AtomicU64::new(0),
             messages: AtomicU64::new(0),
@@ -92,8 +96,8 @@ impl Namespace {
         }
     }
 
-    #[inline]
     /// How often it has changed. What was learnt at one generation is true only while it is that one.
+    #[inline]
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -124,6 +128,7 @@ impl Namespace {
         // One that is gone stays gone.
         let next = |generation: u64| (generation != GONE).then(|| generation + 1);
         let _ = self.generation.fetch_update(Ordering::AcqRel, Ordering::Acquire, next);
+        self.epoch.advance();
         self.count(now)
     }
 
@@ -152,6 +157,7 @@ impl Namespace {
     /// It has ended, or it is not known any more whether it has.
     pub(super) fn forget(&self) {
         self.generation.store(GONE, Ordering::Release);
+        self.epoch.advance();
         *self.memory() = Memory::default();
         self.answers.clear();
     }

@@ -72,40 +72,62 @@ impl RouteQuery {
         self.source.is_none_or(|source| source.is_ipv4() == self.destination.is_ipv4())
     }
 
-    /// The query in 56 bytes, as the cache keeps it. Of a query in its one spelling.
+    /// The query in 56 bytes, its one spelling whichever it has: two are packed alike if they are one question. The last
+    /// three words are zero where only IPv4 is spoken.
     #[inline]
     pub(super) fn packed(&self) -> [u64; 7] {
-        let half = |address: IpAddr| -> [u64; 2] {
-            let bits = match address {
-                IpAddr::V4(address) => u128::from(address.to_bits()),
-                IpAddr::V6(address) => address.to_bits(),
-            };
-            [bits as u64, (bits >> 64) as u64]
-        };
-        let [to_low, to_high] = half(self.destination);
-        let [from_low, from_high] = half(self.source.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED)));
-        let given = [
-            self.destination.is_ipv6(),
-            self.source.is_some(),
-            self.mark.is_some(),
-            self.uid.is_some(),
-            self.protocol.is_some(),
-            self.source_port.is_some(),
-            self.destination_port.is_some(),
-        ];
-        let given = given.iter().enumerate().fold(0_u16, |bits, (bit, given)| bits | u16::from(*given) << bit);
+        let to = Bits::of(self.translated.unwrap_or(self.destination));
+        let from = self.source.map_or(Bits::NONE, Bits::of);
+        // An address that is not specified is none, whichever IP it is of.
+        let from_is_v6 = from.is_v6 && (from.high | from.low) != 0;
+        let is_wide = to.is_v6 || from_is_v6;
+        let given = u16::from(to.is_v6)
+            | u16::from(from_is_v6) << 1
+            | u16::from(self.mark.is_some()) << 2
+            | u16::from(self.uid.is_some()) << 3
+            | u16::from(self.protocol.is_some()) << 4
+            | u16::from(self.source_port.is_some()) << 5
+            | u16::from(self.destination_port.is_some()) << 6;
         let pair = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
         let small = u32::from(given) | u32::from(self.tos) << 16 | u32::from(self.protocol.unwrap_or(0)) << 24;
         let ports = u32::from(self.source_port.unwrap_or(0)) | u32::from(self.destination_port.unwrap_or(0)) << 16;
-        [
-            to_low,
-            to_high,
-            from_low,
-            from_high,
+        let narrow = [
             pair(self.mark.unwrap_or(0), self.uid.unwrap_or(0)),
             pair(self.input.unwrap_or(0), self.output.unwrap_or(0)),
             pair(small, ports),
-        ]
+        ];
+        let [marks, interfaces, rest] = narrow;
+        match is_wide {
+            false => [to.low | from.low << 32, marks, interfaces, rest, 0, 0, 0],
+            true => [to.low, marks, interfaces, rest, to.high, from.low, from.high],
+        }
+    }
+}
+
+/// The bits of an address; those of an IPv4 one that is mapped into IPv6 are that one's.
+#[derive(Clone, Copy)]
+struct Bits {
+    low: u64,
+    high: u64,
+    is_v6: bool,
+}
+
+impl Bits {
+    const NONE: Bits = Bits { low: 0, high: 0, is_v6: false };
+
+    #[inline]
+    fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => Bits { low: address.to_bits().into(), ..Bits::NONE },
+            IpAddr::V6(address) => {
+                let bits = address.to_bits();
+                let (low, high) = (bits as u64, (bits >> 64) as u64);
+                match high == 0 && low >> 32 == 0xffff {
+                    true => Bits { low: low & u64::from(u32::MAX), ..Bits::NONE },
+                    false => Bits { low, high, is_v6: true },
+                }
+            }
+        }
     }
 }
 
@@ -190,7 +212,12 @@ mod tests {
         let address = || {
             prop_oneof![
                 any::<u32>().prop_map(|bits| IpAddr::V4(bits.into())),
-                any::<u128>().prop_map(|bits| IpAddr::V6(bits.into()))
+                any::<u128>().prop_map(|bits| IpAddr::V6(bits.into())),
+                // Mapped, and as many bits as an IPv4 address without being one.
+                any::<u32>().prop_map(|bits| IpAddr::V6(Ipv4Addr::from_bits(bits).to_ipv6_mapped())),
+                any::<u32>().prop_map(|bits| IpAddr::V6(u128::from(bits).into())),
+                Just(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+                Just(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
             ]
         };
         let addresses = (address(), proptest::option::of(address()), proptest::option::of(address()));
@@ -226,6 +253,7 @@ mod tests {
     proptest! {
         #[test]
         fn two_questions_are_packed_alike_only_if_they_are_one(a in queries(), b in queries()) {
+            prop_assert_eq!(a.packed(), a.normal().packed());
             let (a, b) = (a.normal(), b.normal());
             prop_assert_eq!(a == b, a.packed() == b.packed());
             prop_assert_eq!(a.normal(), a);

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use super::clock::Millis;
 use super::error::RouteError;
 use super::listen::{Ear, Heard};
+use super::memory::Epoch;
 use super::namespace::{MUTED_ABOVE, Namespace, Session};
 use super::place::{Entered, Place};
 use super::reply::Nsid;
@@ -52,6 +53,8 @@ pub type Ways = Box<dyn Fn() -> Vec<Place> + Send + Sync>;
 pub(super) struct Registry {
     /// The net ns that listens: the host's.
     pub(super) host: Arc<Namespace>,
+    /// Moves with every generation.
+    pub(super) epoch: Arc<Epoch>,
     // Protects the listening socket and all that is done in the order of its messages.
     hearing: Mutex<Hearing>,
     // Protects who is known; held for a look.
@@ -91,9 +94,11 @@ impl Registry {
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let failed = |error| RouteError::Open { doing: "make an eventfd for", what: Place::Host.to_string(), error };
         let wake = wake.map_err(|errno| failed(errno.into()))?;
-        let host = Arc::new(Namespace::new(identity, None, Place::Host));
+        let epoch = Arc::<Epoch>::default();
+        let host = Arc::new(Namespace::new(identity, None, Place::Host, Arc::clone(&epoch)));
         let registry = Self {
             host: Arc::clone(&host),
+            epoch,
             hearing: Mutex::new(Hearing { ear, orders: socket, host: netns }),
             table: Mutex::default(),
             open: Mutex::default(),
@@ -263,7 +268,8 @@ impl Registry {
                     };
                     // Before it is known by its number: what was said of an earlier holder is not about it.
                     self.drain_held(&mut hearing);
-                    let namespace = Arc::new(Namespace::new(identity, Some(nsid), place.clone()));
+                    let namespace =
+                        Arc::new(Namespace::new(identity, Some(nsid), place.clone(), Arc::clone(&self.epoch)));
                     self.enter(&namespace);
                     namespace
                 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Everything that routes count.
 #[derive(Debug, Default)]
@@ -51,11 +51,15 @@ pub struct SubnetStats {
 
 /// A counter for many threads at once: each has a line of memory of its own.
 #[derive(Default)]
-pub struct Striped([Line; STRIPES]);
+pub struct Striped {
+    lines: [Line; STRIPES],
+    // Protects the list of counters that one thread alone adds to; held to begin one, and for a sum.
+    own: Mutex<Vec<Arc<Line>>>,
+}
 
 const STRIPES: usize = 16;
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 #[repr(align(128))]
 struct Line(AtomicU64);
 
@@ -70,12 +74,42 @@ impl Striped {
         }
         // A thread that is ending counts with the first.
         let stripe = STRIPE.try_with(|stripe| *stripe).unwrap_or(0);
-        self.0[stripe].0.fetch_add(count, Ordering::Relaxed);
+        self.lines[stripe].0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// A counter that counts with the others, for one thread at a time.
+    pub(super) fn own(&self) -> Own {
+        let mut own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        // Those of threads that have ended: nobody adds to them any more.
+        own.retain(|line| {
+            let is_in_use = Arc::strong_count(line) > 1;
+            if !is_in_use {
+                self.lines[0].0.fetch_add(line.0.load(Ordering::Acquire), Ordering::Relaxed);
+            }
+            is_in_use
+        });
+        let line = Arc::<Line>::default();
+        own.push(Arc::clone(&line));
+        Own(line)
     }
 
     /// The sum.
     pub fn sum(&self) -> u64 {
-        self.0.iter().map(|line| line.0.load(Ordering::Relaxed)).sum()
+        let own = self.own.lock().unwrap_or_else(PoisonError::into_inner);
+        let own = own.iter().map(|line| &**line);
+        self.lines.iter().chain(own).map(|line| line.0.load(Ordering::Relaxed)).sum()
+    }
+}
+
+/// A part of a counter that only its owner adds to, which saves what it costs to let others do so at the same time.
+#[derive(Debug)]
+pub(super) struct Own(Arc<Line>);
+
+impl Own {
+    #[inline]
+    pub(super) fn add_one(&mut self) {
+        let count = self.0.0.load(Ordering::Relaxed);
+        self.0.0.store(count + 1, Ordering::Release);
     }
 }
 
