@@ -18,7 +18,7 @@
 //! A selector is parsed once; matching it allocates nothing and takes time in proportion to its length times the
 //! text's. What does not parse is told with its column.
 
-mod glob;
+pub(crate) mod glob;
 mod parse;
 
 use std::fmt;

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::pause::KNOWN;
+
 /// The collection's bounds. In the config file under `[collection]`.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields, default, rename_all = "kebab-case")]
@@ -14,11 +16,19 @@ pub struct Config {
     pub linger_ms: u64,
     /// Memory for containers that are over, in bytes; 32 MiB by default. The oldest make room first.
     pub tombstone_bytes: usize,
+    /// Images that sandboxes are made of, for containers of which neither a label nor an annotation tells: names with or
+    /// without a tag; `*` and `?` are wildcards.
+    pub pause_images: Vec<String>,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Config { max_containers: 16_384, linger_ms: 60_000, tombstone_bytes: 32 << 20 }
+        Config {
+            max_containers: 16_384,
+            linger_ms: 60_000,
+            tombstone_bytes: 32 << 20,
+            pause_images: KNOWN.map(str::to_owned).into(),
+        }
     }
 }
 

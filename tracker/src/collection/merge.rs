@@ -6,6 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use super::pause::PauseImages;
 use super::run::{Run, Statements};
 use super::timeline::Interval;
 use super::view::{Host, Row};
@@ -82,6 +83,8 @@ pub(crate) struct Context<'a> {
     pub cgroup: Option<&'a CgroupSeen>,
     /// Leaves out all statements but this source's.
     pub only: Option<Source>,
+    /// Images that sandboxes are made of.
+    pub pauses: &'a PauseImages,
 }
 
 /// What the kernel told about a cgroup.
@@ -262,10 +265,6 @@ pub(crate) fn derive(
         Some(_) => Some(Grade::Observed),
         None => None,
     });
-    let kind = match run.keys.is_empty() {
-        true => Kind::Unmanaged,
-        false => said.pick(Field::kind, |said| said.kind).unwrap_or(Kind::Container),
-    };
     let exit = merged_exit(&mut said, run.shown.ended.and_then(|(_, exit)| exit));
     let ended_at = run.shown.ended.map(|(at, _)| at);
     let exited_at = said.shown_or(ended_at, Field::exited_at, |said| said.exited_at);
@@ -278,6 +277,13 @@ pub(crate) fn derive(
     let runtime = merged_runtime(&mut said);
     let image = merged_image(&mut said);
     let pod = merged_pod(&mut said);
+    let kind = match run.keys.is_empty() {
+        true => Kind::Unmanaged,
+        false => said.pick(Field::kind, |said| said.kind).unwrap_or(Kind::Container),
+    };
+    // Of what is in a pod a label or an annotation has told which it is.
+    let is_pause = || image.as_ref()?.name.as_deref().filter(|name| context.pauses.contain(name));
+    let kind = if kind == Kind::Container && pod.is_none() && is_pause().is_some() { Kind::Sandbox } else { kind };
     let container = Container {
         id: made_up_or_stated_id(run),
         domain: run.keys.first().map_or_else(|| domain_of(run, context.host), |key| key.domain),

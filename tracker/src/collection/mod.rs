@@ -17,6 +17,7 @@ mod chunks;
 mod journal;
 mod merge;
 mod news;
+mod pause;
 mod pool;
 mod run;
 mod state;

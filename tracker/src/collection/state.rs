@@ -19,6 +19,7 @@ use super::config::Config;
 use super::door::HeldStep;
 use super::journal::{Event, Line};
 use super::merge::{self, CgroupSeen, Context, Provenance};
+use super::pause::PauseImages;
 use super::pool::Pool;
 use super::run::{Run, Statements};
 use super::view::{Host, Row};
@@ -53,6 +54,7 @@ pub(crate) struct Counts {
 #[derive(Debug)]
 pub(crate) struct State {
     config: Config,
+    pauses: PauseImages,
     host: Host,
     live: SourceSet,
     // Boxed: a hash table keeps room for up to as many again.
@@ -96,6 +98,7 @@ const MAX_CGROUPS: usize = 16_384;
 impl State {
     pub(crate) fn new(config: Config, host: Host) -> Self {
         State {
+            pauses: PauseImages::new(&config.pause_images),
             config,
             host,
             live: SourceSet::EMPTY,
@@ -425,7 +428,7 @@ impl State {
     pub(crate) fn derive(&self, run: u64, only: Option<Source>, provenance: Option<&mut Provenance>) -> Option<Row> {
         let run = self.runs.get(&run)?;
         let container = run.keys.first().and_then(|key| self.claims.get(key)).map(|claim| &claim.statements);
-        let mut context = Context { host: self.host, live: self.live, cgroup: None, only };
+        let mut context = Context { host: self.host, live: self.live, cgroup: None, only, pauses: &self.pauses };
         let mut row = merge::derive(run, container, context, None)?;
         if let Some(seen) = row.container.cgroup.id.and_then(|id| self.cgroups.get(&id)) {
             context.cgroup = Some(seen);

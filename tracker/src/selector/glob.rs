@@ -6,7 +6,7 @@ use super::parse::{ends_value, write_escaped};
 
 /// Text that may have wildcards.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Pattern(Box<[Token]>);
+pub(crate) struct Pattern(Box<[Token]>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Token {
@@ -26,11 +26,21 @@ impl Pattern {
         Self(tokens.into())
     }
 
+    /// The pattern that `text` spells: `*` and `?` are wildcards, everything else stands for itself.
+    pub(crate) fn wild(text: &str) -> Self {
+        let token = |character| match character {
+            '*' => Token::AnyText,
+            '?' => Token::AnyOne,
+            other => Token::Literal(other),
+        };
+        Self::new(text.chars().map(token).collect())
+    }
+
     /// Whether it matches the whole of `text`.
     ///
     /// Only the last `*` ever needs to be reconsidered: an earlier one that took less leaves more to it. That bounds
     /// the time by the product of both lengths.
-    pub(super) fn matches(&self, text: &str) -> bool {
+    pub(crate) fn matches(&self, text: &str) -> bool {
         let mut tokens = &self.0[..];
         let mut rest = text.chars();
         // Where to go on when the present attempt fails: the tokens after the last `*`, and what it leaves to them.

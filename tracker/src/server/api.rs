@@ -51,6 +51,9 @@ pub struct Container {
     /// The pod it belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
+    /// Of a sandbox: the ids of its pod's containers that are not over. Not told where changes are followed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub containers: Vec<Str>,
     /// Labels of the container.
     #[serde(default)]
     pub labels: Labels,
@@ -121,6 +124,7 @@ impl Container {
             runtime: container.runtime.clone(),
             image: container.image.clone(),
             pod: container.pod.clone(),
+            containers: Vec::new(),
             labels: container.labels.clone(),
             annotations: container.annotations.clone(),
             details: Arc::clone(&container.details),

@@ -199,6 +199,36 @@ async fn a_number_means_its_container_the_host_or_nothing() {
 }
 
 #[tokio::test]
+async fn a_sandbox_names_the_containers_of_its_pod() {
+    let served = Served::start(Limits::default());
+    let of_pod = |id, number, kind, sandbox: &str| {
+        let mut facts = container(id, number, 1_000);
+        for fact in &mut facts {
+            if let What::Stated { statement, .. } = &mut fact.what {
+                statement.kind = Some(kind);
+                statement.pod = Some(Pod { sandbox_id: Some(sandbox.into()), ..Pod::default() });
+            }
+        }
+        facts
+    };
+    served.state(of_pod("sand", 1, Kind::Sandbox, "sand")).await;
+    for (id, number, sandbox) in [("front", 2, "sand"), ("back", 3, "sand"), ("over", 4, "sand"), ("other", 5, "dune")]
+    {
+        served.state(of_pod(id, number, Kind::Container, sandbox)).await;
+    }
+    served.state(vec![ended(4, 2_000)]).await;
+    let one: Container = served.get("/v1/containers/sand", &[]).await;
+    assert_eq!(one.containers, ["front", "back"].map(Into::into));
+    let front: Container = served.get("/v1/containers/front", &[]).await;
+    assert_eq!((front.containers.len(), front.pod.unwrap().sandbox_id.as_deref()), (0, Some("sand")));
+    let shared: Lookup = served.get("/v1/lookup", &[("netns", "200")]).await;
+    let sandbox = shared.containers.iter().find(|container| container.kind == Kind::Sandbox).unwrap();
+    assert_eq!(sandbox.containers.len(), 2);
+    let listed: Vec<Container> = served.get("/v1/containers", &[("kind", "sandbox")]).await;
+    assert_eq!(listed[0].containers.len(), 2);
+}
+
+#[tokio::test]
 async fn a_pod_means_the_containers_that_it_had_at_that_moment() {
     let served = Served::start(Limits::default());
     let before = BootTime::now().0;

@@ -23,7 +23,7 @@ use super::route;
 use super::watch;
 use crate::collection::story::{Story, Who};
 use crate::collection::view::{ById, Group, Lookup, Reader};
-use crate::container::{Container, Kind, Pod, Str};
+use crate::container::{Container, Domain, Kind, Pod, Str};
 use crate::metrics;
 use crate::selector::Selector;
 use crate::source::health::Condition;
@@ -69,6 +69,24 @@ impl Face {
         api::Container::new(container, &self.node, &self.clock)
     }
 
+    /// Containers as they go over the wire, those of sandboxes named.
+    fn wire_all<'c>(&self, containers: impl IntoIterator<Item = &'c Container>) -> Vec<api::Container> {
+        let mut all: Vec<_> = containers.into_iter().map(|container| self.wire(container)).collect();
+        if all.iter().any(|container| container.kind == Kind::Sandbox) {
+            let mut of_sandboxes = HashMap::<(Domain, Str), Vec<Str>>::new();
+            for container in self.reader().all().filter(|one| one.kind == Kind::Container && !one.state.is_over()) {
+                if let Some(sandbox) = container.pod.as_ref().and_then(|pod| pod.sandbox_id.clone()) {
+                    of_sandboxes.entry((container.domain, sandbox)).or_default().push(container.id.clone());
+                }
+            }
+            for sandbox in all.iter_mut().filter(|container| container.kind == Kind::Sandbox) {
+                let of_it = of_sandboxes.get(&(sandbox.domain, sandbox.id.clone()));
+                sandbox.containers = of_it.cloned().unwrap_or_default();
+            }
+        }
+        all
+    }
+
     pub(super) fn reader(&self) -> Reader {
         self.tracker.reader()
     }
@@ -82,8 +100,7 @@ async fn containers(State(face): Shared, RawQuery(query): RawQuery) -> Result<Re
         reader.select(&selector).filter(|c| kinds.is_empty() || kinds.contains(&c.kind)).collect();
     // Newest first, as `docker ps` has it; those of whom the birth is not known last.
     containers.sort_by_key(|container| std::cmp::Reverse((container.created_at, container.instance)));
-    let containers: Vec<_> = containers.into_iter().map(|container| face.wire(container)).collect();
-    Ok(json(StatusCode::OK, &containers))
+    Ok(json(StatusCode::OK, &face.wire_all(containers.into_iter().map(|container| &**container))))
 }
 
 /// The kinds that a list shows; none for all. Without being asked for others, that is what a runtime calls a container.
@@ -108,7 +125,7 @@ async fn container(State(face): Shared, id: Result<Path<String>, PathRejection>)
     let Path(id) = id.map_err(|error| Refused::bad(error.body_text()))?;
     let mut reader = face.reader();
     let container = find(&mut reader, &id)?;
-    Ok(json(StatusCode::OK, &face.wire(container)))
+    Ok(json(StatusCode::OK, &face.wire_all([container]).pop()))
 }
 
 /// The container with this id, with the only id that begins so, or with this name.
@@ -171,7 +188,7 @@ async fn lookup(State(face): Shared, RawQuery(query): RawQuery) -> Result<Respon
         answer,
         at: face.clock.wall(then.unwrap_or(now)),
         pod: common_pod(&containers).cloned(),
-        containers: containers.into_iter().map(|container| face.wire(container)).collect(),
+        containers: face.wire_all(containers),
     };
     Ok(json(StatusCode::OK, &lookup))
 }

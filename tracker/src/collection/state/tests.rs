@@ -611,3 +611,18 @@ fn a_cgroup_that_is_only_stated_counts_until_the_kernel_shows_another() {
     let container = only(&with([WEB.stated(Source::Barrier, 10, statement), WEB.born()]));
     assert_eq!((container.cgroup.id, container.cgroup.path.as_deref()), (Some(70), Some("/stated")));
 }
+
+#[test]
+fn a_pause_image_makes_a_sandbox_where_nobody_knows_better() {
+    use crate::container::Pod;
+    let said = |image: &str, kind, pod| {
+        let image = Some(Image { name: Some(image.into()), ..Image::default() });
+        let statement = Statement { image, kind: Some(kind), pod, ..Statement::default() };
+        only(&with(WEB.all().into_iter().chain([WEB.stated(Source::Containerd, 60, statement)]))).kind
+    };
+    let of_pod = || Some(Pod { sandbox_id: Some("s".into()), ..Pod::default() });
+    assert_eq!(said("registry.k8s.io/pause:3.9", Kind::Container, None), Kind::Sandbox);
+    assert_eq!(said("registry.k8s.io/pause:3.9", Kind::Container, of_pod()), Kind::Container, "a label says so");
+    assert_eq!(said("docker.io/library/busybox", Kind::Sandbox, of_pod()), Kind::Sandbox);
+    assert_eq!(said("docker.io/library/busybox", Kind::Container, None), Kind::Container);
+}
