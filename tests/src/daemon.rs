@@ -36,7 +36,8 @@ pub struct Said {
 }
 
 impl Daemon {
-    /// Starts it with this configuration (TOML) and waits until it answers.
+    /// Starts it with this configuration (TOML) and waits until it answers. It looks for no runtimes, of which others may
+    /// run on this machine, unless the configuration has a section `[find]`.
     pub fn start(config: &str) -> Result<Daemon> {
         Self::start_by(&[], config)
     }
@@ -47,7 +48,8 @@ impl Daemon {
         let directory =
             tempfile::Builder::new().prefix("trk-").tempdir().context("create a directory for the tracker")?;
         let file = directory.path().join("config.toml");
-        fs::write(&file, config).with_context(|| format!("write `{}`", file.display()))?;
+        let unless_told = if config.contains("[find]") { "" } else { "\n[find]\nenabled = false\n" };
+        fs::write(&file, format!("{config}{unless_told}")).with_context(|| format!("write `{}`", file.display()))?;
         let wrapper: Vec<OsString> = wrapper.iter().map(OsString::from).collect();
         let process = run(&wrapper, &program, directory.path())?;
         let mut daemon = Daemon { process, program, wrapper, directory };

@@ -73,6 +73,8 @@ impl House {
     /// already.
     pub fn tracker(&self, keeper: &str, more: &str) -> Result<Tracker> {
         let mut config: Config = toml::from_str(&self.config(PATIENT, more)).context("understand a configuration")?;
+        // Others may run runtimes on this machine.
+        config.find.enabled = false;
         config.barrier.keeper_program = Some(keeper.into());
         let tracker = Tracker::start(config).context("start a tracker")?;
         let program = self.runtime.program().display().to_string();

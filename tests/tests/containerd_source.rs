@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use tracker::container::State;
 use tracker::source::containerd::{self, Stats};
+use tracker::source::find;
 use tracker::source::health::{Condition, Health};
 use tracker::{Config, Container, Reader, Tracker};
 use tracker_tests::containerd::{Containerd, IMAGE};
@@ -31,7 +32,8 @@ impl Source {
             backoff_cap_ms: 500,
             ..Default::default()
         };
-        let tracker = Tracker::start(Config { containerd, ..Config::default() })?;
+        let find = find::Config { enabled: false, ..find::Config::default() };
+        let tracker = Tracker::start(Config { containerd, find, ..Config::default() })?;
         let mut source = Source { reader: tracker.reader(), tracker };
         source.until_line("it is live", |line| line.condition == Condition::Live);
         Ok(source)
@@ -281,7 +283,8 @@ fn a_listener_that_is_not_root_is_refused() -> Result<()> {
     let _listener = listen.join().expect("the thread does not panic")?;
 
     let containerd = containerd::Config { sockets: vec![socket], sockets_if_present: vec![], ..Default::default() };
-    let tracker = Tracker::start(Config { containerd, ..Config::default() })?;
+    let find = find::Config { enabled: false, ..find::Config::default() };
+    let tracker = Tracker::start(Config { containerd, find, ..Config::default() })?;
     let mut source = Source { reader: tracker.reader(), tracker };
     let line = source.until_line("it is refused", |line| line.condition == Condition::Refused);
     assert!(line.detail.contains("uid 65534"), "{}", line.detail);

@@ -25,6 +25,7 @@ fn tracker(place: &Place) -> Tracker {
     config.proc.roots = vec![place.root()];
     config.proc.usual_roots = false;
     config.containerd.enabled = false;
+    config.find.enabled = false;
     let tracker = Tracker::start(config).expect("it starts");
     eventually("the barrier holds starts", || {
         let lines = tracker.health();

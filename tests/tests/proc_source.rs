@@ -23,6 +23,7 @@ fn tracker(roots: Vec<PathBuf>) -> Result<Tracker> {
     config.proc.roots = roots;
     config.proc.usual_roots = false;
     config.containerd.enabled = false;
+    config.find.enabled = false;
     Ok(Tracker::start(config)?)
 }
 

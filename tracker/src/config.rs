@@ -34,6 +34,8 @@ pub struct Config {
     pub proc: source::proc::Config,
     /// Where packets go.
     pub route: route::Config,
+    /// How runtimes are looked for.
+    pub find: source::find::Config,
     /// Where containerds are looked for.
     #[cfg(feature = "containerd")]
     pub containerd: source::containerd::Config,

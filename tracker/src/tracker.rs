@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::barrier::{self, Barrier};
@@ -37,13 +37,14 @@ use crate::container::{Container, Str};
 use crate::fact::{Birth, Fact, Source, What};
 use crate::route::{self, Place, RouteError, Routes};
 use crate::selector::Selector;
+use crate::source::find::{Api, Finder, Wanted};
 use crate::source::health::{Condition, Health, HealthBoard};
 use crate::source::images::{Images, StoredImage};
 use crate::source::kernel::{Kernel, KernelError};
 use crate::source::manual::{RegisterError, Registration};
 use crate::source::scan::{AuditInbox, AuditRequest, Scanner};
 use crate::source::task::{Task, host_namespaces, root_cgroup_id};
-use crate::source::{self, kernel, manual, scan};
+use crate::source::{self, find, kernel, manual, scan};
 use crate::sys;
 use crate::time::BootTime;
 
@@ -98,6 +99,8 @@ pub struct Stats {
     /// The CRI source's.
     #[cfg(feature = "cri")]
     pub cri: Arc<source::cri::Stats>,
+    /// The finder's.
+    pub find: Arc<find::Stats>,
     /// The routes'.
     pub route: Arc<route::Stats>,
 }
@@ -305,8 +308,11 @@ impl Tracker {
         // binary is not marked yet.
         let (found_by_proc, proc_looks) = mpsc::channel(CLOSER_LOOKS);
         let barrier = self.barrier.clone();
+        let hints = Arc::new(Notify::new());
+        let hint = Arc::clone(&hints);
         runtime.spawn(async move {
             while let Some(birth) = closer_looks.recv().await {
+                hint.notify_one();
                 if let Some(barrier) = &barrier {
                     barrier.learn(&birth);
                 }
@@ -315,29 +321,26 @@ impl Tracker {
                 }
             }
         });
-        runtime.spawn(source::proc::run(config.proc, proc_looks, facts(), health(), proc, cancel()));
+        runtime.spawn(source::proc::run(config.proc.clone(), proc_looks, facts(), health(), proc, cancel()));
+        let kinds = |api| wanted(&config, api);
+        let (finder, sockets) = Finder::new(config.find.clone(), kinds, health(), Arc::clone(&stats.find));
+        runtime.spawn(finder.run(hints, cancel()));
         #[cfg(feature = "cri")]
         {
-            #[cfg(feature = "containerd")]
-            let containerds = if config.containerd.enabled { config.containerd.endpoints() } else { Vec::new() };
-            #[cfg(not(feature = "containerd"))]
-            let containerds = Vec::new();
             let stats = Arc::clone(&stats.cri);
-            let (_, sockets) = tokio::sync::watch::channel(config.cri.endpoints(&containerds).into());
             let (handle, facts, health, cancel) = (self.handle.clone(), facts(), health(), cancel());
             runtime.spawn(async move {
                 // What others see is when to look.
                 let others = handle.subscribe(source::cri::hints::options()).await.ok();
-                source::cri::run(config.cri, sockets, others, facts, health, stats, cancel).await;
+                source::cri::run(config.cri, sockets.cri, others, facts, health, stats, cancel).await;
             });
         }
         #[cfg(feature = "containerd")]
         {
             let containerd = Arc::clone(&stats.containerd);
-            let (_, sockets) = tokio::sync::watch::channel(config.containerd.endpoints().into());
             let source = source::containerd::run(
                 config.containerd,
-                sockets,
+                sockets.containerd,
                 facts(),
                 health(),
                 self.handle.images.clone(),
@@ -552,6 +555,25 @@ impl Handle {
         let (reply, answer) = oneshot::channel();
         self.facts.sender().blocking_send(Delivery::Ask(ask(reply))).map_err(|_| Ended)?;
         answer.blocking_recv().map_err(|_| Ended)
+    }
+}
+
+/// What the configuration says about runtimes of one kind.
+fn wanted(config: &Config, api: Api) -> Wanted {
+    match api {
+        #[cfg(feature = "containerd")]
+        Api::Containerd => {
+            let Config { containerd, .. } = config;
+            Wanted { enabled: containerd.enabled, configured: containerd.endpoints(), containerds: false }
+        }
+        #[cfg(feature = "cri")]
+        Api::Cri => {
+            let containerds = wanted(config, Api::Containerd);
+            let containerds = if containerds.enabled { containerds.configured } else { Vec::new() };
+            let Config { cri, .. } = config;
+            Wanted { enabled: cri.enabled, configured: cri.endpoints(&containerds), containerds: cri.containerds }
+        }
+        _ => Wanted::default(),
     }
 }
 

@@ -23,6 +23,10 @@ pub(crate) struct Run {
     /// Read this configuration, a file of TOML; without it everything has its default.
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Look for runtimes' sockets below this directory: where the host's root directory is mounted, for a tracker that
+    /// runs in a container.
+    #[arg(long, value_name = "DIR")]
+    host_root: Option<PathBuf>,
     /// How to log.
     #[arg(long, value_enum, default_value_t)]
     log_format: LogFormat,
@@ -32,7 +36,10 @@ pub(crate) struct Run {
 }
 
 pub(crate) fn run(run: Run, socket: Option<PathBuf>) -> Result<(), Failure> {
-    let config = super::configuration(run.config.as_deref(), socket)?;
+    let mut config = super::configuration(run.config.as_deref(), socket)?;
+    if let Some(host_root) = run.host_root {
+        config.find.host_root = host_root;
+    }
     let live = run.live && io::stdout().is_terminal();
     let recent = live.then(Recent::default);
     log::start(run.log_format, recent.clone())?;

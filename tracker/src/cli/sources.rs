@@ -21,6 +21,7 @@ const COLUMNS: &[Column<SourceLine>] = &[
     Column { name: "what", wide: false, cell: |line| Cell::text(&*line.what) },
     Column { name: "condition", wide: false, cell: |line| Cell::text(line.condition.name()) },
     Column { name: "since", wide: false, cell: |line| Cell::age(line.since) },
+    Column { name: "origin", wide: false, cell: |line| Cell::text(line.origin.as_deref().unwrap_or_default()) },
     Column { name: "changes", wide: true, cell: |line| Cell::number(line.changes) },
     Column { name: "detail", wide: false, cell: |line| Cell::text(&*line.detail) },
 ];

@@ -220,6 +220,9 @@ pub struct SourceLine {
     pub what: Str,
     /// What it is doing.
     pub condition: Condition,
+    /// How it came to be asked: by the configuration, or how it was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Str>,
     /// For people: what was tried, what came back, what to do about it.
     #[serde(default, skip_serializing_if = "str::is_empty")]
     pub detail: Str,
@@ -236,6 +239,7 @@ impl SourceLine {
             source: health.source,
             what: health.what.clone(),
             condition: health.condition,
+            origin: health.origin.clone(),
             detail: health.detail.clone(),
             since: clock.wall(health.since),
             changes: health.changes,

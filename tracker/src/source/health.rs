@@ -3,7 +3,8 @@
 //! Sources report here; `health()`, `tracker sources`, `/readyz` and the metrics read. A source that is absent, hung
 //! or restarted is a state here, never an end.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
@@ -49,6 +50,9 @@ pub struct Health {
     pub what: Str,
     /// What it is doing.
     pub condition: Condition,
+    /// How it came to be asked: by the configuration, or how it was found. Absent for what needs no finding.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Str>,
     /// For people: what was tried, what came back, what to do about it. Empty when there is nothing to say.
     pub detail: Str,
     /// Since when it is in this condition.
@@ -60,8 +64,15 @@ pub struct Health {
 /// All sources' health. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct HealthBoard {
-    // Protects the list; held for the time of a copy.
-    lines: Arc<Mutex<Vec<Health>>>,
+    // Protects the lists; held for the time of a copy.
+    board: Arc<Mutex<Board>>,
+}
+
+#[derive(Debug, Default)]
+struct Board {
+    lines: Vec<Health>,
+    /// Where peers come from, also those that have not reported yet.
+    origins: HashMap<(Source, Str), Str>,
 }
 
 impl HealthBoard {
@@ -73,8 +84,8 @@ impl HealthBoard {
     /// Reports the condition of one source. Repeating the same condition and detail changes nothing.
     /// Returns whether anything changed, so that the caller logs once.
     pub fn report(&self, source: Source, what: &str, condition: Condition, detail: &str) -> bool {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        match lines.iter_mut().find(|line| line.source == source && &*line.what == what) {
+        let mut board = self.lock();
+        match board.lines.iter_mut().find(|line| line.source == source && &*line.what == what) {
             Some(line) if line.condition == condition && &*line.detail == detail => false,
             Some(line) => {
                 if line.condition != condition {
@@ -86,23 +97,47 @@ impl HealthBoard {
                 true
             }
             None => {
-                let since = BootTime::now();
-                lines.push(Health { source, what: what.into(), condition, detail: detail.into(), since, changes: 0 });
+                let (what, since) = (Str::from(what), BootTime::now());
+                let origin = board.origins.get(&(source, Str::clone(&what))).cloned();
+                board.lines.push(Health { source, what, condition, origin, detail: detail.into(), since, changes: 0 });
                 true
             }
         }
     }
 
+    /// Notes how one peer of a source came to be asked, whether it has reported or not.
+    pub fn set_origin(&self, source: Source, what: &str, origin: &str) {
+        let mut board = self.lock();
+        let key = (source, Str::from(what));
+        if board.origins.get(&key).is_some_and(|known| &**known == origin) {
+            return;
+        }
+        let origin = Str::from(origin);
+        for line in board.lines.iter_mut().filter(|line| line.source == source && &*line.what == what) {
+            line.origin = Some(Str::clone(&origin));
+        }
+        board.origins.insert(key, origin);
+    }
+
+    /// Takes the line of a peer away: there is no such peer any more.
+    pub fn forget(&self, source: Source, what: &str) {
+        let mut board = self.lock();
+        board.lines.retain(|line| line.source != source || &*line.what != what);
+        board.origins.remove(&(source, Str::from(what)));
+    }
+
     /// All lines, in the order in which the sources first reported.
     pub fn lines(&self) -> Vec<Health> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.lock().lines.clone()
     }
 
     /// Whether any line of `source` is live or degraded.
     pub fn is_reporting(&self, source: Source) -> bool {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        lines
-            .iter()
-            .any(|line| line.source == source && matches!(line.condition, Condition::Live | Condition::Degraded))
+        let is_reporting = |line: &Health| matches!(line.condition, Condition::Live | Condition::Degraded);
+        self.lock().lines.iter().any(|line| line.source == source && is_reporting(line))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Board> {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

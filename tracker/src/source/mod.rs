@@ -7,12 +7,12 @@ pub mod containerd;
 pub mod cri;
 pub mod endpoint;
 pub mod file;
+pub mod find;
 #[cfg(any(feature = "containerd", feature = "cri"))]
 mod grpc;
 pub mod health;
 pub mod images;
 pub mod manual;
-#[cfg(any(feature = "containerd", feature = "cri"))]
 mod peer;
 pub mod proc;
 #[cfg(any(feature = "containerd", feature = "cri"))]

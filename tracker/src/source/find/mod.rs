@@ -1,0 +1,395 @@
+//! The finder: where runtimes listen. Looks for their sockets at the usual paths, by their names and by the processes that
+//! listen on them, and tells each runtime's source which there are.
+//!
+//! Owns what is found and what is refused, and says so on the health board. Promises that a runtime which starts after the
+//! tracker is used within [`Config::interval_ms`], sooner on a hint; that what is configured is used whatever is found; that
+//! a file system which does not answer costs it a thread and no more. Leaves to others: connecting, and checking there who
+//! it is that answers ([`peer`](super::peer)); a name alone gives nobody a say.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `eyes` | one look at the host |
+//! | `listening` | a line of the kernel's list of sockets; pure |
+//! | `known` | usual paths and names |
+//! | `book` | what is used and what is refused; pure |
+//! | `ask` | which API a socket speaks, where its name does not tell |
+
+mod ask;
+mod book;
+mod eyes;
+mod known;
+mod listening;
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use serde::Deserialize;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use ask::{Answer, ask};
+use book::{Book, Place, Verdict, judge, shown};
+use eyes::{Attention, Eyes, Sighting};
+
+use crate::fact::Source;
+use crate::source::endpoint::{Endpoint, Endpoints};
+use crate::source::health::{Condition, HealthBoard};
+use crate::source::peer::{FileId, file_id};
+
+/// How runtimes are looked for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct Config {
+    /// Whether to look at all. Without, the sources use the sockets of their own configuration and no others.
+    pub enabled: bool,
+    /// Time between two looks, in milliseconds.
+    pub interval_ms: u64,
+    /// How long a socket that has gone stays in the list, in milliseconds.
+    pub forget_ms: u64,
+    /// Where the host's root directory is: elsewhere than at `/` for a tracker that runs in a container of its own.
+    pub host_root: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { enabled: true, interval_ms: 10_000, forget_ms: 60_000, host_root: "/".into() }
+    }
+}
+
+impl Config {
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.interval_ms.max(100))
+    }
+}
+
+/// The least time between two looks, however many hints there are. A hint that brought nothing doubles it, up to the
+/// interval.
+const LEAST_PAUSE: Duration = Duration::from_secs(1);
+/// How long a look may take before it is left behind.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Looks that may be left behind; then nothing is looked for any more.
+const MAX_LOST: usize = 4;
+/// Sockets that are asked in one look which API they speak.
+const MAX_ASKED: usize = 16;
+
+/// What a kind's line on the health board is called as long as none of it is found.
+const SEARCH: &str = "search";
+
+/// What is spoken on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Api {
+    /// containerd's own.
+    Containerd,
+    /// Docker's.
+    Docker,
+    /// Podman's, which is Docker's and more.
+    Podman,
+    /// The CRI.
+    Cri,
+}
+
+impl Api {
+    /// All of them.
+    pub const ALL: [Api; 4] = [Api::Containerd, Api::Docker, Api::Podman, Api::Cri];
+
+    /// The source that speaks it.
+    pub fn source(self) -> Source {
+        match self {
+            Api::Containerd => Source::Containerd,
+            Api::Docker => Source::Docker,
+            Api::Podman => Source::Podman,
+            Api::Cri => Source::Cri,
+        }
+    }
+
+    fn is_grpc(self) -> bool {
+        matches!(self, Api::Containerd | Api::Cri)
+    }
+}
+
+/// How a socket was found; the more telling ways come first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Origin {
+    UsualPath,
+    Process(u32),
+    Name,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Origin::UsualPath => f.write_str("usual path"),
+            Origin::Process(pid) => write!(f, "process {pid}"),
+            Origin::Name => f.write_str("name"),
+        }
+    }
+}
+
+/// The sockets of each kind of runtime, as they are known at present.
+#[derive(Clone, Debug)]
+pub struct Sockets {
+    /// Where containerds listen.
+    pub containerd: Endpoints,
+    /// Where Docker listens.
+    pub docker: Endpoints,
+    /// Where Podman's service listens.
+    pub podman: Endpoints,
+    /// Where somebody speaks the CRI.
+    pub cri: Endpoints,
+}
+
+/// What the finder has done.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Looks at the host.
+    pub looks: AtomicU64,
+    /// How long the last one took, in microseconds.
+    pub last_micros: AtomicU64,
+    /// Looks that stayed behind at a file that does not answer.
+    pub lost: AtomicU64,
+    /// Sockets that are used because they were found.
+    pub used: AtomicU64,
+    /// Sockets that were found and are refused.
+    pub refused: AtomicU64,
+}
+
+/// What is configured for one kind of runtime.
+#[derive(Clone, Debug, Default)]
+pub struct Wanted {
+    /// Whether its source is switched on.
+    pub enabled: bool,
+    /// The sockets of its configuration.
+    pub configured: Vec<Endpoint>,
+    /// Whether every containerd that is found is asked, too.
+    pub containerds: bool,
+}
+
+/// Looks for runtimes. To be run as a task ([`Finder::run`]).
+#[derive(Debug)]
+pub struct Finder {
+    config: Config,
+    kinds: HashMap<Api, Kind>,
+    health: HealthBoard,
+    stats: Arc<Stats>,
+    book: Book,
+    /// What was asked: whether this file's listener speaks what its program's name promises.
+    asked: HashMap<(Api, PathBuf, FileId), bool>,
+    lost: Vec<(PathBuf, JoinHandle<(Eyes, Vec<Sighting>)>)>,
+}
+
+#[derive(Debug)]
+struct Kind {
+    wanted: Wanted,
+    tell: watch::Sender<Arc<[Endpoint]>>,
+}
+
+impl Finder {
+    /// One that knows what is configured and has not looked yet, and what it tells.
+    pub fn new(
+        config: Config,
+        mut wanted: impl FnMut(Api) -> Wanted,
+        health: HealthBoard,
+        stats: Arc<Stats>,
+    ) -> (Self, Sockets) {
+        let mut kinds = HashMap::new();
+        let mut kind = |api| {
+            let wanted = wanted(api);
+            let (tell, told) = watch::channel(wanted.configured.clone().into());
+            for endpoint in &wanted.configured {
+                health.set_origin(api.source(), &shown(&endpoint.path), "configuration");
+            }
+            kinds.insert(api, Kind { wanted, tell });
+            told
+        };
+        let sockets = Sockets {
+            containerd: kind(Api::Containerd),
+            docker: kind(Api::Docker),
+            podman: kind(Api::Podman),
+            cri: kind(Api::Cri),
+        };
+        let book = Book::new(Duration::from_millis(config.forget_ms));
+        (Self { config, kinds, health, stats, book, asked: HashMap::new(), lost: Vec::new() }, sockets)
+    }
+
+    /// Looks every now and then, and soon after a hint, until `cancel`. Hints that come while it looks are one.
+    pub async fn run(mut self, hints: Arc<Notify>, cancel: CancellationToken) {
+        let wanted: Vec<Api> = Api::ALL.into_iter().filter(|api| self.kinds[api].wanted.enabled).collect();
+        if !self.config.enabled || wanted.is_empty() {
+            return;
+        }
+        let work = async {
+            let mut eyes = self.eyes(&wanted);
+            let mut pause = LEAST_PAUSE;
+            loop {
+                let (looked, found) = match self.look(eyes).await {
+                    Some((looked, sightings)) => (looked, self.take_in(sightings).await),
+                    None if self.lost.len() < MAX_LOST => (self.eyes(&wanted), false),
+                    None => return,
+                };
+                eyes = looked;
+                let interval = self.config.interval();
+                tokio::time::sleep(pause.min(interval)).await;
+                let hinted = timeout(interval.saturating_sub(pause), hints.notified()).await.is_ok();
+                pause = if hinted && !found { (pause * 2).min(interval) } else { LEAST_PAUSE };
+            }
+        };
+        tokio::select! {
+            () = cancel.cancelled() => {}
+            () = work => cancel.cancelled().await,
+        }
+    }
+
+    fn eyes(&self, wanted: &[Api]) -> Eyes {
+        let avoided = self.lost.iter().map(|(path, _)| path.clone()).collect();
+        Eyes::new(&self.config.host_root, wanted, avoided, Attention::default())
+    }
+
+    /// One look, in a thread that is left behind when a file does not answer.
+    async fn look(&mut self, mut eyes: Eyes) -> Option<(Eyes, Vec<Sighting>)> {
+        self.lost.retain(|(_, look)| !look.is_finished());
+        let (began, attention) = (Instant::now(), eyes.attention());
+        let mut look = tokio::task::spawn_blocking(move || {
+            let sightings = eyes.look();
+            (eyes, sightings)
+        });
+        let looked = timeout(PATIENCE, &mut look).await;
+        self.stats.looks.fetch_add(1, Relaxed);
+        self.stats.last_micros.store(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), Relaxed);
+        match looked {
+            Ok(looked) => Some(looked.expect("a look does not panic")),
+            Err(_) => match attention.path() {
+                Some(path) => {
+                    self.stats.lost.fetch_add(1, Relaxed);
+                    warn!(path = shown(&path), "a file does not answer; it is not looked at any more");
+                    self.lost.push((path, look));
+                    None
+                }
+                // It is only slow.
+                None => Some(look.await.expect("a look does not panic")),
+            },
+        }
+    }
+
+    /// Takes in what a look brought. Returns whether anything is used that was not.
+    async fn take_in(&mut self, sightings: Vec<Sighting>) -> bool {
+        let configured = self.configured_files();
+        let nested = |_| Err("its listener lives in a mount namespace of its own, such as a container's".to_owned());
+        let judged = sightings.into_iter().map(|sighting| (judge(&sighting, nested), sighting));
+        let mut judged: Vec<(Verdict, Sighting)> = judged.collect();
+        self.ask_what_they_speak(&mut judged).await;
+        let gone = self.book.look(Instant::now(), &configured, judged);
+        self.report(&gone);
+        self.tell()
+    }
+
+    /// Asks those whose name does not tell what they speak, each file once. Those that speak something else are left out.
+    async fn ask_what_they_speak(&mut self, judged: &mut Vec<(Verdict, Sighting)>) {
+        let mut former = std::mem::take(&mut self.asked);
+        let key = |sighting: &Sighting| (sighting.api, sighting.path.clone(), sighting.file.id);
+        let unclear = judged.iter().filter(|(_, sighting)| !sighting.has_telling_name);
+        let mut to_ask = Vec::new();
+        for (verdict, sighting) in unclear {
+            match (former.remove(&key(sighting)), verdict) {
+                (Some(speaks), _) => _ = self.asked.insert(key(sighting), speaks),
+                (None, Ok(domain)) if to_ask.len() < MAX_ASKED => to_ask.push((sighting, *domain)),
+                (None, _) => {}
+            }
+        }
+        let answers =
+            join_all(to_ask.iter().map(|(sighting, domain)| ask(&sighting.path, *domain, sighting.api))).await;
+        let mut silent = HashMap::new();
+        for ((sighting, _), answer) in to_ask.iter().zip(answers) {
+            match answer {
+                Answer::Speaks => _ = self.asked.insert(key(sighting), true),
+                Answer::SpeaksNot => _ = self.asked.insert(key(sighting), false),
+                Answer::Silent(why) => _ = silent.insert(key(sighting), (sighting.origin, why)),
+            }
+        }
+        // Some protocols wait for more than they are told. Where the same process answers elsewhere, it is well, and this
+        // is another of its sockets.
+        let is_well = |origin: Origin| {
+            let mut others = judged.iter().filter(|(_, sighting)| sighting.origin == origin);
+            others.any(|(_, sighting)| sighting.has_telling_name || self.asked.get(&key(sighting)) == Some(&true))
+        };
+        let of_others: Vec<_> = silent.extract_if(|_, (origin, _)| is_well(*origin)).map(|(key, _)| key).collect();
+        self.asked.extend(of_others.into_iter().map(|key| (key, false)));
+        judged.retain_mut(|(verdict, sighting)| {
+            if sighting.has_telling_name || verdict.is_err() {
+                return true;
+            }
+            let speaks = self.asked.get(&key(sighting));
+            if speaks.is_none() {
+                let why = silent.remove(&key(sighting)).map(|(_, why)| why);
+                *verdict = Err(why.unwrap_or_else(|| "too many others are asked what they speak".into()));
+            }
+            speaks != Some(&false)
+        });
+    }
+
+    fn configured_files(&self) -> HashSet<(Api, FileId)> {
+        let configured = self.kinds.iter().flat_map(|(api, kind)| kind.wanted.configured.iter().map(|one| (*api, one)));
+        configured.filter_map(|(api, endpoint)| Some((api, file_id(&endpoint.path)?))).collect()
+    }
+
+    fn report(&self, gone: &[Place]) {
+        for (api, _) in self.kinds.iter().filter(|(_, kind)| kind.wanted.enabled) {
+            let (source, is_found) = (api.source(), !self.book.used(*api).is_empty());
+            if is_found || self.health.is_reporting(source) {
+                self.health.forget(source, SEARCH);
+            } else {
+                let paths: Vec<&str> = known::paths_of(*api).collect();
+                let tried = format!("no socket by its name or its process, and none at {}", paths.join(", "));
+                self.health.report(source, SEARCH, Condition::Waiting, &tried);
+            }
+        }
+        for ((api, path), origin) in self.book.origins() {
+            self.health.set_origin(api.source(), &shown(path), &origin.to_string());
+        }
+        for (api, path) in gone {
+            self.health.forget(api.source(), &shown(path));
+        }
+        for ((api, path), refused) in self.book.refused() {
+            let (source, what) = (api.source(), shown(path));
+            self.health.set_origin(source, &what, &refused.origin.to_string());
+            if self.health.report(source, &what, Condition::Refused, &refused.why) {
+                warn!(%source, what, why = refused.why, "refused");
+            }
+        }
+        self.stats.used.store(self.book.origins().count() as u64, Relaxed);
+        self.stats.refused.store(self.book.refused().count() as u64, Relaxed);
+    }
+
+    /// Tells the sources which sockets there are. Returns whether there are any that were not.
+    fn tell(&self) -> bool {
+        let mut is_anything_new = false;
+        for (api, kind) in &self.kinds {
+            let found = self.book.used(*api);
+            let mut all: Vec<Endpoint> = kind.wanted.configured.iter().cloned().chain(found).collect();
+            let containerds = if kind.wanted.containerds { self.book.used(Api::Containerd) } else { Vec::new() };
+            // Many do not speak it, and nobody has to know.
+            all.extend(containerds.into_iter().map(|endpoint| Endpoint { is_expected: false, ..endpoint }));
+            kind.tell.send_if_modified(|told| {
+                let new: Vec<&Endpoint> = all.iter().filter(|endpoint| !told.contains(endpoint)).collect();
+                for endpoint in &new {
+                    info!(source = %api.source(), path = shown(&endpoint.path), domain = ?endpoint.domain, "found");
+                }
+                is_anything_new |= !new.is_empty();
+                let differs = **told != *all;
+                if differs {
+                    *told = all.as_slice().into();
+                }
+                differs
+            });
+        }
+        is_anything_new
+    }
+}
