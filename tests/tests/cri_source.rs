@@ -1,11 +1,19 @@
 //! What containerd's CRI plugin alone can tell of real pods, there before the tracker or new: field by field, through
 //! restarts and ends, with the daemon killed in between.
 
-use anyhow::Result;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use tracker_tests::bundle::{Bundle, RootFs};
 use tracker_tests::containerd::{Containerd, IMAGE};
 use tracker_tests::daemon::Daemon;
-use tracker_tests::kubelet::{ContainerOptions, Kubelet, PodOptions};
+use tracker_tests::kubelet::{CRUN, ContainerOptions, Kubelet, Network, PodOptions};
+use tracker_tests::process::{self, Process};
+use tracker_tests::runc::{Kind, Runtime};
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
 
@@ -43,10 +51,41 @@ fn told(daemon: &Daemon, id: &str, state: &str) -> Value {
     })
 }
 
+/// The ids of containers in an answer, sorted.
+fn ids(answer: &Value) -> Vec<&str> {
+    let containers = answer.as_array().or_else(|| answer["containers"].as_array()).into_iter().flatten();
+    let mut ids: Vec<_> = containers.filter_map(|container| container["id"].as_str()).collect();
+    ids.sort_unstable();
+    ids
+}
+
+fn sorted<const N: usize>(mut ids: [&str; N]) -> [&str; N] {
+    ids.sort_unstable();
+    ids
+}
+
+/// Whether a story has a line of this source that tells of this.
+fn has_line(story: &str, source: &str, what: &str) -> bool {
+    story.lines().any(|line| line.contains(&format!(" {source} ")) && line.contains(what))
+}
+
+/// Something, when the CRI source is in this condition.
+fn condition(daemon: &Daemon, condition: &str) -> Option<()> {
+    daemon.sources("cri").ok()?.iter().any(|line| line["condition"] == condition).then_some(())
+}
+
+/// How many statuses were asked for.
+fn statuses(daemon: &Daemon) -> Result<f64> {
+    let (_, metrics) = daemon.request("GET", "/metrics", "")?;
+    let line = metrics.lines().find_map(|line| line.strip_prefix("tracker_cri_calls_total{call=\"status\"} "));
+    line.context("a count of calls")?.parse().context("a number")
+}
+
 /// Each field has its value.
 #[track_caller]
 fn check(known: &Value, fields: &[(&str, Value)]) {
     for (pointer, expected) in fields {
+        // What is not known is absent.
         assert_eq!(known.pointer(pointer), Some(expected).filter(|value| !value.is_null()), "{pointer} of {known}");
     }
 }
@@ -124,7 +163,277 @@ fn each_field_of_a_pod_is_told_before_and_after() -> Result<()> {
         check(&other, &of_all(&back, "container", kubelet.status(&back)?.pid)?);
         check(&other, &[("/privileged", json!(false)), ("/restart_count", json!(0)), ("/mounts", json!([]))]);
     }
-    // One status for each of them, and what lists cost: what it asks is not for every pod that starts.
-    assert_eq!(later.metric("tracker_cri_calls_total")?, 3.0 + 2.0 + 1.0);
+    // One status for each of them.
+    assert_eq!(statuses(&later)?, 3.0);
+    assert_eq!(statuses(&daemon)?, 3.0);
+    Ok(())
+}
+
+#[test]
+fn pods_share_what_they_were_told_to_share() -> Result<()> {
+    require_pods!();
+    let containerd = Containerd::start_with_cri()?;
+    let mut kubelet = Kubelet::connect(&containerd)?;
+    let daemon = track(&containerd)?;
+    let name = &*unique("share");
+    let of_one = kubelet.run_pod_with("shop", name, PodOptions { shares_pids: true, ..PodOptions::default() })?;
+    let pair = [kubelet.start(&of_one, "front", 0, SLEEP)?, kubelet.start(&of_one, "back", 0, SLEEP)?];
+    let of_host = kubelet.run_pod("bank", name, Network::Host)?;
+    let lone = kubelet.start(&of_host, "lone", 0, SLEEP)?;
+
+    // One pid ns, and still each of them is itself.
+    let sandbox = told(&daemon, &of_one.id, "running");
+    for (id, called) in pair.iter().zip(["front", "back"]) {
+        let known = told(&daemon, id, "running");
+        check(&known, &[("/pidns", sandbox["pidns"].clone()), ("/name", json!(called)), ("/kind", json!("container"))]);
+        check(&known, &[("/pid", json!(kubelet.status(id)?.pid)), ("/pod/sandbox_id", json!(of_one.id))]);
+        assert_ne!(known["mntns"], sandbox["mntns"]);
+    }
+    // A sandbox names its containers, and its net ns is all of theirs.
+    let inspected = daemon.ask_json(&["inspect", &of_one.id])?;
+    let mut named: Vec<&str> =
+        inspected["containers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    named.sort_unstable();
+    assert_eq!(named, sorted([&pair[0], &pair[1]]), "{inspected}");
+    let answer = daemon.ask_json(&["lookup", "--netns", &sandbox["netns"].to_string(), "-o", "json"])?;
+    assert_eq!(ids(&answer), sorted([&of_one.id, &pair[0], &pair[1]]), "{answer}");
+    let first = answer["containers"].as_array().and_then(|all| all.iter().find(|one| one["kind"] == "sandbox"));
+    assert_eq!(first.map(|one| &one["containers"]), Some(&inspected["containers"]), "{answer}");
+
+    // Addresses of a host network are the host's, and not told.
+    for id in [&of_host.id, &lone] {
+        check(&told(&daemon, id, "running"), &[("/host_network", json!(true)), ("/addresses", Value::Null)]);
+    }
+    let shown = daemon.ask_json(&["ps", "-o", "json", "-l", &format!("pod={name}")])?;
+    assert_eq!(ids(&shown), sorted([&pair[0], &pair[1], &lone]), "sandboxes are hidden: {shown}");
+    let sandboxes = daemon.ask_json(&["ps", "--kind", "sandbox", "-o", "json", "-l", &format!("pod={name}")])?;
+    assert_eq!(ids(&sandboxes), sorted([&of_one.id, &of_host.id]), "until they are asked for");
+    Ok(())
+}
+
+#[test]
+fn pods_of_another_handler_are_told_alike() -> Result<()> {
+    require_pods!();
+    require!(Kind::Crun.requirement());
+    let containerd = Containerd::start_with_cri()?;
+    let mut kubelet = Kubelet::connect(&containerd)?;
+    let daemon = track(&containerd)?;
+    let name = &*unique("crun");
+    let pod = kubelet.run_pod_with("shop", name, PodOptions { handler: CRUN, ..PodOptions::default() })?;
+    let id = kubelet.start(&pod, "main", 0, SLEEP)?;
+    for (id, kind) in [(&pod.id, "sandbox"), (&id, "container")] {
+        let known = told(&daemon, id, "running");
+        check(
+            &known,
+            &[
+                ("/kind", json!(kind)),
+                ("/runtime/oci", json!("crun")),
+                ("/runtime/handler", json!("io.containerd.runc.v2")),
+                ("/pod/name", json!(name)),
+                ("/addresses/0/ip", json!("192.0.2.1")),
+            ],
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn ends_and_new_tries_in_a_pod_are_told_for_two_calls_each() -> Result<()> {
+    require_pods!();
+    let containerd = Containerd::start_with_cri()?;
+    let mut kubelet = Kubelet::connect(&containerd)?;
+    let daemon = track(&containerd)?;
+    let name = &*unique("tries");
+    let pod = kubelet.run_pod("shop", name, Network::Pod)?;
+    told(&daemon, &pod.id, "running");
+    let calls = || statuses(&daemon);
+    let before = calls()?;
+    // The same container of the pod, three times.
+    for (attempt, code) in [(0, 3), (1, 0), (2, 44)] {
+        let id = kubelet.start(&pod, "main", attempt, &["/bin/sh", "-c", &format!("/bin/sleep 1; exit {code}")])?;
+        let running = told(&daemon, &id, "running");
+        check(&running, &[("/restart_count", json!(attempt)), ("/name", json!("main"))]);
+        let over = eventually(&format!("the CRI has told of the end of {id}"), || {
+            let told = daemon.ask(&["explain", &id]).ok().filter(|said| has_line(&said.out, "cri", "exited"))?;
+            daemon.in_state(&id, "exited").filter(|_| told.code == 0)
+        });
+        check(&over, &[("/exit/code", json!(code)), ("/exit/signal", Value::Null), ("/restart_count", json!(attempt))]);
+        assert_eq!(kubelet.status(&id)?.exit_code, code);
+    }
+    let made = calls()? - before;
+    assert_eq!(made, 3.0 * 2.0, "calls");
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_was_killed_tells_of_what_started_meanwhile() -> Result<()> {
+    require_pods!();
+    let mut containerd = Containerd::start_with_cri()?;
+    let mut kubelet = Kubelet::connect(&containerd)?;
+    // Without anybody's hints: what is not known is found by lists alone.
+    let daemon = Daemon::start(&format!(
+        "node = 'here'\n[barrier]\nenabled = false\n[containerd]\nenabled = false\n[cri]\nsockets = [{:?}]\n",
+        containerd.socket()
+    ))?;
+    let name = &*unique("killed");
+    let pod = kubelet.run_pod("shop", name, Network::Pod)?;
+    let (stays, ends) = (kubelet.start(&pod, "stays", 0, SLEEP)?, kubelet.start(&pod, "ends", 0, SLEEP)?);
+    let before = told(&daemon, &stays, "running");
+    told(&daemon, &ends, "running");
+
+    let ends_pid = kubelet.status(&ends)?.pid;
+    containerd.kill();
+    eventually("it is noticed", || condition(&daemon, "waiting"));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(ends_pid.try_into()?), Signal::SIGKILL)?;
+    eventually("the kernel has told", || daemon.in_state(&ends, "exited"));
+    check(&daemon.find(&stays).context("it is known")?, &[("/state", json!("running")), ("/name", json!("stays"))]);
+
+    containerd.restart()?;
+    let mut kubelet = Kubelet::connect(&containerd)?;
+    let comes = kubelet.start(&pod, "comes", 0, SLEEP)?;
+    eventually("it is live again", || condition(&daemon, "live"));
+    let known = told(&daemon, &comes, "running");
+    check(&known, &[("/pod/uid", json!(pod.uid)), ("/pid", json!(kubelet.status(&comes)?.pid))]);
+    let after = told(&daemon, &stays, "running");
+    for field in ["pid", "mntns", "addresses", "restart_count", "image", "pod"] {
+        assert_eq!(before[field], after[field], "{field}");
+    }
+    check(&told(&daemon, &ends, "exited"), &[("/exit/code", json!(137)), ("/exit/signal", json!(9))]);
+    kubelet.remove(&ends)?;
+    Ok(())
+}
+
+#[test]
+fn a_containerd_without_the_cri_is_left_alone() -> Result<()> {
+    require_pods!();
+    let containerd = Containerd::start()?;
+    let daemon = track(&containerd)?;
+    let line = eventually("it is told", || daemon.sources("cri").ok()?.into_iter().next());
+    assert_eq!(line["condition"], "refused", "{line}");
+    assert!(line["detail"].as_str().is_some_and(|detail| detail.contains("CRI plugin")), "{line}");
+    assert_eq!(daemon.request("GET", "/readyz", "")?.0, 200);
+    assert!(!daemon.log().contains("WARN"), "{}", daemon.log());
+    Ok(())
+}
+
+/// A container as CRI-O starts one: by a conmon, with CRI-O's annotations in its bundle.
+struct LikeCriO<'a> {
+    container: Option<Process>,
+    runtime: &'a Runtime,
+    id: String,
+}
+
+impl Drop for LikeCriO<'_> {
+    fn drop(&mut self) {
+        let _ = process::run(self.runtime.command().args(["delete", "--force", &self.id]));
+        self.container = None;
+    }
+}
+
+fn like_cri_o<'a>(runtime: &'a Runtime, directory: &Path, name: &str, kind: &str) -> Result<LikeCriO<'a>> {
+    let root = RootFs::create(directory)?;
+    let id = format!("{:0>64}", kind.bytes().chain(name.bytes()).map(|byte| format!("{byte:x}")).collect::<String>());
+    let sandbox = format!("{:f>64}", "");
+    let labels = json!({
+        "io.kubernetes.container.name": name,
+        "io.kubernetes.pod.name": format!("{name}-pod"),
+        "io.kubernetes.pod.namespace": "shop",
+        "io.kubernetes.pod.uid": "cafe",
+        "app": "web",
+    });
+    let annotations = json!({
+        "io.container.manager": "cri-o",
+        "io.kubernetes.cri-o.ContainerID": id,
+        "io.kubernetes.cri-o.ContainerName": format!("k8s_{name}_{name}-pod_shop_cafe_0"),
+        "io.kubernetes.cri-o.ContainerType": kind,
+        "io.kubernetes.cri-o.SandboxID": if kind == "sandbox" { &id } else { &sandbox },
+        "io.kubernetes.cri-o.SandboxName": format!("k8s_{name}-pod_shop_cafe_0"),
+        "io.kubernetes.cri-o.ImageName": IMAGE,
+        "io.kubernetes.cri-o.Labels": labels.to_string(),
+    });
+    let bundle = Bundle::create_with(directory, &format!("{kind}-bundle"), &root, SLEEP, |config| {
+        config["annotations"] = annotations;
+        config["linux"]["cgroupsPath"] = json!(format!("/{name}-{}/crio-{id}", std::process::id()));
+    })?;
+    let conmon = requirement::program("conmon").map_err(anyhow::Error::msg)?;
+    let file = |name: &str| bundle.path().join(name);
+    let mut command = Command::new(conmon);
+    command.args(["--api-version", "1", "--cid", &id, "--cuuid", &id, "--name", &format!("k8s_{name}")]);
+    command.arg("--bundle").arg(bundle.path()).arg("--container-pidfile").arg(file("pidfile"));
+    command.arg("--conmon-pidfile").arg(file("conmon.pid")).arg("--exit-dir").arg(directory);
+    command.arg("--log-path").arg(format!("k8s-file:{}", file("log").display()));
+    command.arg("--runtime").arg(runtime.program());
+    command.arg("--runtime-arg").arg(format!("--root={}", runtime.root().display()));
+    command.arg("--sync");
+    let container = Process::start(&mut command, &file("conmon.log"))?;
+    let made = LikeCriO { container: Some(container), runtime, id };
+    eventually("its init exists", || fs::read_to_string(file("pidfile")).ok().filter(|pid| !pid.is_empty()));
+    process::run(runtime.command().args(["start", &made.id]))?;
+    Ok(made)
+}
+
+#[test]
+fn containers_of_a_cri_o_are_told_by_their_bundles() -> Result<()> {
+    require!(requirement::root(), requirement::tracker(), kernel::btf(), requirement::program("conmon"));
+    require!(Kind::Runc.requirement());
+    let directory = tempfile::Builder::new().prefix("crio-").tempdir()?;
+    let runtime = Runtime::copy(Kind::Runc, directory.path())?;
+    let name = &*unique("crio");
+    let held = |config: &str| Daemon::start(&format!("[proc]\nroots = [{:?}]\n[barrier]\n{config}\n", runtime.root()));
+    let daemon = held(&format!("runtimes = [{:?}]", runtime.program()))?;
+    let sandbox = like_cri_o(&runtime, directory.path(), name, "sandbox")?;
+    let container = like_cri_o(&runtime, directory.path(), name, "container")?;
+    let later = held("enabled = false")?;
+    for (daemon, grade) in [(&daemon, "held"), (&later, "observed")] {
+        for (made, kind, called) in [(&sandbox, "sandbox", Value::Null), (&container, "container", json!(name))] {
+            let known = eventually(&format!("{kind} is known"), || {
+                daemon.in_state(&made.id, "running").filter(|known| known["bundle"].is_string())
+            });
+            check(
+                &known,
+                &[
+                    ("/kind", json!(kind)),
+                    ("/name", called),
+                    ("/grade", json!(grade)),
+                    ("/runtime/name", json!("cri-o")),
+                    ("/pod/name", json!(format!("{name}-pod"))),
+                    ("/pod/namespace", json!("shop")),
+                    ("/pod/uid", json!("cafe")),
+                    ("/image/name", json!(IMAGE)),
+                    ("/labels/app", json!("web")),
+                ],
+            );
+            assert!(known["pod"]["sandbox_id"].is_string(), "{known}");
+        }
+    }
+    kernel::remove_cgroup(&format!("{name}-{}", std::process::id()));
+    Ok(())
+}
+
+#[test]
+fn a_beginning_of_an_id_that_two_runtimes_have_is_ambiguous() -> Result<()> {
+    require_pods!();
+    let containerd = Containerd::start_with_cri()?;
+    let mut kubelet = Kubelet::connect(&containerd)?;
+    let daemon = track(&containerd)?;
+    let pod = kubelet.run_pod("shop", &unique("twins"), Network::Pod)?;
+    let id = kubelet.start(&pod, "main", 0, SLEEP)?;
+    told(&daemon, &id, "running");
+    // Another runtime's, with an id that begins alike, and one that is the same but in another place.
+    let directory = tempfile::tempdir()?;
+    let root = RootFs::create(directory.path())?;
+    let bundle = Bundle::create(directory.path(), "bundle", &root, SLEEP)?;
+    let twin = format!("{}-twin", &id[..12]);
+    let other = containerd.runtime().create(&bundle, &twin)?;
+    other.start()?;
+    eventually("it is known", || daemon.in_state(&twin, "running"));
+
+    let said = daemon.ask(&["inspect", &id[..12]])?;
+    assert_eq!(said.code, 1, "{} {}", said.out, said.err);
+    assert!(said.err.contains("could be 2 containers"), "{}", said.err);
+    assert!(said.err.contains(&id) && said.err.contains(&twin), "{}", said.err);
+    for whole in [&id, &twin] {
+        assert_eq!(daemon.ask_json(&["inspect", whole])?["id"], whole.as_str());
+    }
     Ok(())
 }

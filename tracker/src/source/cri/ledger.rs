@@ -84,7 +84,7 @@ pub(super) enum NoStatus {
 pub(super) struct Told {
     pub description: Description,
     pub identity: Option<Identity>,
-    /// Whose id it is; absent where nobody tells.
+    /// Whose id it is, where each has its own; absent where nobody tells.
     pub scope: Option<Str>,
 }
 
@@ -99,6 +99,8 @@ pub(super) enum Wish {
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     domain: Domain,
+    /// Whose ids they are, where all of them are one's.
+    scope: Option<Str>,
     entries: HashMap<ContainerId, Entry>,
     /// Who is to be asked about, and when.
     due: BTreeSet<(Instant, ContainerId)>,
@@ -135,6 +137,11 @@ impl Ledger {
     /// Whom the server may speak for.
     pub(super) fn domain(&self) -> Domain {
         self.domain
+    }
+
+    /// Whose ids they are, where all of them are one's.
+    pub(super) fn set_scope(&mut self, scope: Option<Str>) {
+        self.scope = scope;
     }
 
     /// Takes over a whole list that was asked for at `asked`. Returns what has changed; what is no longer there is
@@ -290,11 +297,13 @@ impl Ledger {
 
     /// Whether there are some that cannot be stated, since nobody tells whose ids theirs are.
     pub(super) fn has_nameless(&self) -> bool {
-        self.entries.values().any(|entry| entry.told == Some(Phase::Running) && entry.scope.is_none())
+        let is_nameless = |entry: &Entry| entry.told == Some(Phase::Running) && entry.scope.is_none();
+        self.scope.is_none() && self.entries.values().any(is_nameless)
     }
 
     fn key(&self, id: &ContainerId, entry: &Entry) -> Option<ContainerKey> {
-        Some(ContainerKey { domain: self.domain, scope: entry.scope.clone()?, id: id.clone() })
+        let scope = self.scope.clone().or_else(|| entry.scope.clone())?;
+        Some(ContainerKey { domain: self.domain, scope, id: id.clone() })
     }
 
     fn schedule(&mut self, id: &ContainerId, when: Instant) {

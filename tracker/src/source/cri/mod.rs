@@ -24,6 +24,11 @@ mod ledger;
 mod server;
 mod session;
 
+#[cfg(test)]
+mod component_tests;
+#[cfg(test)]
+mod fake;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;

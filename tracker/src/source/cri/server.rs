@@ -67,11 +67,16 @@ impl Server {
         }
     }
 
-    /// Whose ids those of its containers are. All of a containerd's are in one scope; another server's are its OCI
-    /// runtime's, whose root directory the conmon above the process names. `None` where nobody tells.
+    /// Whose ids all of its are, where they are in one scope: a containerd's.
+    pub(super) fn common_scope(&self) -> Option<Str> {
+        self.is_containerd().then(|| scope::containerd(NAMESPACE))
+    }
+
+    /// Whose id this is, where each OCI runtime has its own: the conmon above the process names the runtime's root
+    /// directory. `None` where nobody tells.
     pub(super) fn scope(&self, id: &ContainerId, process: Option<TaskId>) -> Option<Str> {
         if self.is_containerd() {
-            return Some(scope::containerd(NAMESPACE));
+            return None;
         }
         let parent = Task::open(process?.pid).ok()?.parent()?;
         let arguments = Task::open(parent.pid).ok()?.arguments(MAX_ARGUMENTS_LEN).ok()?;
@@ -105,7 +110,8 @@ mod tests {
     #[test]
     fn ids_of_a_containerd_s_are_in_one_scope_and_others_need_a_process() {
         let id = ContainerId::new("c1").unwrap();
-        assert_eq!(Server::new("containerd", "2").scope(&id, None).as_deref(), Some("containerd/k8s.io"));
+        assert_eq!(Server::new("containerd", "2").common_scope().as_deref(), Some("containerd/k8s.io"));
+        assert_eq!(Server::new("cri-o", "1.30.0").common_scope(), None);
         assert_eq!(Server::new("cri-o", "1.30.0").scope(&id, None), None);
         let own = Task::open(std::process::id()).unwrap().id().unwrap();
         assert_eq!(Server::new("cri-o", "1.30.0").scope(&id, Some(own)), None, "no conmon is above it");

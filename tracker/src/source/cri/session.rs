@@ -149,6 +149,7 @@ impl<'a> Session<'a> {
         if peer.server.as_ref().is_some_and(|former| *former != server) {
             peer.ledger.ask_anew();
         }
+        peer.ledger.set_scope(server.common_scope());
         peer.server = Some(server.clone());
         let events = match server.has_events_for_all() {
             true => Events::Asked(client.events().boxed()),
