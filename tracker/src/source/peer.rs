@@ -20,6 +20,13 @@ use crate::container::{Domain, Namespaces};
 /// Which file a path led to.
 pub(crate) type FileId = (u64, u64);
 
+/// Which file a path led to, and when it was last changed: another file may get the number of one that is gone.
+#[cfg(feature = "cri")]
+pub(crate) fn file_version(path: &Path) -> Option<(FileId, i64, i64)> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some(((metadata.dev(), metadata.ino()), metadata.ctime(), metadata.ctime_nsec()))
+}
+
 /// The socket file's device and inode; `None` when there is none.
 pub(crate) fn file_id(path: &Path) -> Option<FileId> {
     std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))

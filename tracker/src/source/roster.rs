@@ -48,6 +48,12 @@ impl Roster {
         })
     }
 
+    /// Whether a daemon has it.
+    #[cfg(feature = "cri")]
+    pub(crate) fn is_known(&self, key: &ContainerKey) -> bool {
+        self.with(|inner| inner.holders.contains_key(key))
+    }
+
     /// A daemon's whole list for one scope. Returns that of all of them.
     pub(crate) fn replace(&self, peer: &Path, scope: &Str, keys: Vec<ContainerKey>) -> Vec<ContainerKey> {
         self.with(|inner| {

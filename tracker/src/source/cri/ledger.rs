@@ -9,8 +9,8 @@
 //!                 claimed > told: ask (a hint is given time to come true)
 //! ```
 //!
-//! So a container costs one status while it runs and one when it is over, whatever the number of hints. A server that is
-//! behind what the kernel shows is asked again a few times, and then believed. Nothing is stated of what no status was
+//! So a container costs one status while it runs and one when it is over, whatever the number of hints, and a third one
+//! where the server was once behind what the kernel showed. After that a list decides: what the server lists, it knows. Nothing is stated of what no status was
 //! asked for: the rest of it would be missing, and nobody would know that it is to come.
 
 use std::collections::{BTreeSet, HashMap};
@@ -27,9 +27,9 @@ use crate::time::BootTime;
 
 /// How long after a hint the server is asked: it learns of a start when the OCI runtime has returned, which is some
 /// milliseconds after the kernel has seen it.
-const SETTLE: Duration = Duration::from_millis(150);
-/// How often it is asked again before it is believed to know better; each time after twice as long.
-const MAX_TRIES: u32 = 4;
+const SETTLE: Duration = Duration::from_millis(200);
+/// After an answer that was behind a hint, it is asked again this much later: once in a life.
+const RETRY: Duration = Duration::from_secs(1);
 /// How long after a status that could not be had the next one is asked for.
 const AGAIN: Duration = Duration::from_secs(60);
 /// Containers and sandboxes of one server.
@@ -75,6 +75,8 @@ pub(super) struct Hint {
 pub(super) enum NoStatus {
     /// There is no such thing.
     Gone,
+    /// There is no such thing here, and another server has it.
+    Elsewhere,
     /// The server cannot tell at present.
     Failed(Str),
 }
@@ -104,6 +106,8 @@ pub(super) struct Ledger {
     entries: HashMap<ContainerId, Entry>,
     /// Who is to be asked about, and when.
     due: BTreeSet<(Instant, ContainerId)>,
+    /// Somebody knows more than the server told when it was asked.
+    wants_list: bool,
 }
 
 #[derive(Debug)]
@@ -111,8 +115,8 @@ struct Entry {
     kind: Kind,
     claimed: Phase,
     told: Option<Phase>,
-    /// Answers that were behind the claim, in a row.
-    tries: u32,
+    /// Whether an answer was behind a hint, and it was asked again.
+    was_retried: bool,
     /// When it is asked about; in [`Ledger::due`], too.
     due: Option<Instant>,
     /// Whether a list has shown it.
@@ -165,7 +169,6 @@ impl Ledger {
             entry.kind = kind;
             if entry.told.is_none_or(|told| told < row.phase) {
                 entry.claimed = entry.claimed.max(row.phase);
-                entry.tries = 0;
                 self.schedule(&id, asked);
             }
             let entry = self.entries.get_mut(&id).expect("it was put in above");
@@ -196,7 +199,6 @@ impl Ledger {
         }
         if entry.told.is_none_or(|told| told < hint.phase) && (entry.claimed < hint.phase || entry.due.is_none()) {
             entry.claimed = entry.claimed.max(hint.phase);
-            entry.tries = 0;
             self.schedule(&hint.id, if settle { now + SETTLE } else { now });
         }
     }
@@ -221,6 +223,11 @@ impl Ledger {
         subjects
     }
 
+    /// Whether a list is to decide about what hints and answers disagree on; not again until they do.
+    pub(super) fn takes_list(&mut self) -> bool {
+        std::mem::take(&mut self.wants_list)
+    }
+
     /// When there is next somebody to ask about.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
@@ -235,19 +242,20 @@ impl Ledger {
         answer: Result<Told, NoStatus>,
     ) -> Vec<Wish> {
         let Some(entry) = self.entries.get_mut(id) else { return vec![] };
-        let again = match answer {
+        let is_behind = match answer {
             Ok(Told { description, identity, scope }) => {
                 entry.told = Some(description.phase);
                 entry.seen = entry.seen.max(Some(at));
                 entry.scope = scope.or(entry.scope.take());
                 entry.take(description, identity);
-                (entry.claimed > entry.told.unwrap_or_default()).then_some(SETTLE)
+                entry.claimed > entry.told.unwrap_or_default()
             }
-            Err(NoStatus::Gone) if entry.is_listed || entry.told.is_some() || entry.tries >= MAX_TRIES => {
+            Err(NoStatus::Gone | NoStatus::Elsewhere) if entry.is_listed || entry.told.is_some() => {
                 return self.forget(id, at).into_iter().collect();
             }
+            Err(NoStatus::Elsewhere) => return self.forget(id, at).into_iter().collect(),
             // It was heard of, and the server does not know it yet.
-            Err(NoStatus::Gone) => Some(SETTLE),
+            Err(NoStatus::Gone) => true,
             Err(NoStatus::Failed(reason)) => {
                 let what = ("details", reason);
                 entry.said.missing.retain(|(field, _)| *field != what.0);
@@ -257,17 +265,16 @@ impl Ledger {
                 return if self.entries[id].is_listed { self.state(id, at).into_iter().collect() } else { vec![] };
             }
         };
-        if let Some(settle) = again {
-            entry.tries += 1;
-            if entry.tries < MAX_TRIES || entry.told.is_none() {
-                let wait = settle * 2u32.pow(entry.tries);
-                self.schedule(id, now + wait);
-            } else {
-                // It was told often enough: whoever claimed more was wrong, or the next list brings it.
-                entry.claimed = entry.told.unwrap_or_default();
+        if is_behind && !std::mem::replace(&mut entry.was_retried, true) {
+            self.schedule(id, now + RETRY);
+        } else if is_behind {
+            // Whoever claimed more was wrong, or the list brings it.
+            entry.claimed = entry.told.unwrap_or_default();
+            self.wants_list = true;
+            if self.entries[id].told.is_none() {
+                self.forget(id, at);
+                return vec![];
             }
-        } else {
-            entry.tries = 0;
         }
         if self.entries[id].told.is_none() {
             return vec![];
@@ -299,6 +306,11 @@ impl Ledger {
     pub(super) fn has_nameless(&self) -> bool {
         let is_nameless = |entry: &Entry| entry.told == Some(Phase::Running) && entry.scope.is_none();
         self.scope.is_none() && self.entries.values().any(is_nameless)
+    }
+
+    /// As whose it is known, as far as that is known.
+    pub(super) fn key_of(&self, id: &ContainerId) -> Option<ContainerKey> {
+        self.key(id, self.entries.get(id)?)
     }
 
     fn key(&self, id: &ContainerId, entry: &Entry) -> Option<ContainerKey> {
@@ -349,7 +361,7 @@ impl Entry {
             kind,
             claimed: Phase::default(),
             told: None,
-            tries: 0,
+            was_retried: false,
             due: None,
             is_listed: false,
             seen: None,

@@ -167,7 +167,7 @@ struct Peer {
     is_optional: bool,
     was_seen: bool,
     /// The socket on which nobody knows the CRI.
-    without_cri: Option<FileId>,
+    without_cri: Option<(FileId, i64, i64)>,
     config: Config,
     facts: Facts,
     health: HealthBoard,

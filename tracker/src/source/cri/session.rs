@@ -33,7 +33,7 @@ use crate::container::{ContainerId, Domain, Kind, Str};
 use crate::fact::{Fact, Source, What};
 use crate::source::grpc::CallError;
 use crate::source::health::Condition;
-use crate::source::peer::{FileId, file_id};
+use crate::source::peer::{FileId, file_id, file_version};
 use crate::source::process::identity;
 use crate::source::supervise::End;
 use crate::time::BootTime;
@@ -46,7 +46,9 @@ const LIST_GAP: Duration = Duration::from_secs(1);
 /// Runs until the connection is of no more use.
 pub(super) async fn run(peer: &mut Peer) -> End {
     let found = file_id(&peer.path);
-    if found.is_none() && peer.is_optional && !peer.was_seen || found.is_some() && found == peer.without_cri {
+    if found.is_none() && peer.is_optional && !peer.was_seen
+        || found.is_some() && file_version(&peer.path) == peer.without_cri
+    {
         return End::Unnoticed;
     }
     peer.was_seen = true;
@@ -140,7 +142,7 @@ impl<'a> Session<'a> {
         let version = match client.version().await {
             Ok(version) => version,
             Err(CallError::Answer { code: Code::Unimplemented, .. }) => {
-                without_cri(peer, socket);
+                without_cri(peer);
                 return Err(End::Unnoticed);
             }
             Err(error) => return Err(error.into()),
@@ -313,7 +315,12 @@ impl<'a> Session<'a> {
     ) -> Result<Result<Told, NoStatus>, End> {
         let described = match answer {
             Ok(answer) => describe(answer).map_err(Str::from),
-            Err(error) if error.is_not_found() => return Ok(Err(NoStatus::Gone)),
+            Err(error) if error.is_not_found() => {
+                // Two servers on one host hear the same hints.
+                let key = self.peer.ledger.key_of(id);
+                let is_another_s = key.is_some_and(|key| self.peer.roster.is_known(&key));
+                return Ok(Err(if is_another_s { NoStatus::Elsewhere } else { NoStatus::Gone }));
+            }
             // One that takes too long may be waiting for a shim that hangs, which says nothing about the server: that is
             // asked whether it is alive when nothing else is heard of it.
             Err(error @ (CallError::Answer { .. } | CallError::Deadline { .. })) => {
@@ -337,6 +344,9 @@ impl<'a> Session<'a> {
 
     async fn status(&mut self, id: &ContainerId, at: BootTime, told: Result<Told, NoStatus>) -> Result<(), End> {
         let wishes = self.peer.ledger.answered(id, at, Instant::now(), told);
+        if self.peer.ledger.takes_list() {
+            self.want_list();
+        }
         let facts = wishes.into_iter().filter_map(|wish| self.grant(wish)).collect();
         self.state(facts).await
     }
@@ -448,8 +458,8 @@ impl<'a> Session<'a> {
 
 /// Nobody on this socket knows the CRI: a containerd without its plugin. It is looked at again when the socket is another
 /// one.
-fn without_cri(peer: &mut Peer, socket: Option<FileId>) {
-    peer.without_cri = socket;
+fn without_cri(peer: &mut Peer) {
+    peer.without_cri = file_version(&peer.path);
     let (what, detail) = (peer.path.display().to_string(), "has no CRI plugin, or it is switched off");
     if peer.health.report(Source::Cri, &what, Condition::Refused, detail) {
         info!(socket = what, "no CRI here");

@@ -243,14 +243,20 @@ impl Finder {
             bundle: Some(file.bundle.to_string_lossy().into()),
             ..Statement::default()
         };
-        match owner {
-            Some(Owner::Conmon { id: named, name, .. }) if named == id.as_str() => statement.name = name,
-            _ => {}
-        }
+        let conmon_s = match owner {
+            Some(Owner::Conmon { id: named, name, .. }) if named == id.as_str() => name,
+            _ => None,
+        };
         match read_bundle(*domain, &file.bundle) {
-            Ok(facts) => facts.apply(&mut statement),
+            Ok(facts) => {
+                // CRI-O's conmons are given a name of CRI-O's own making, and the bundle has the container's.
+                let is_cri_o_s = facts.manager.as_deref() == Some("cri-o");
+                statement.name = conmon_s.filter(|_| !is_cri_o_s);
+                facts.apply(&mut statement);
+            }
             Err(reason) => {
                 self.stats.unreadable_bundles.fetch_add(1, Ordering::Relaxed);
+                statement.name = conmon_s;
                 statement.missing.push(("annotations", reason));
             }
         }
