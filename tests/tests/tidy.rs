@@ -108,7 +108,13 @@ fn the_top_level_is_the_house_and_nothing_else() {
 
 #[test]
 fn what_decides_does_no_io() {
-    let pure = ["tracker/src/container", "tracker/src/fact", "tracker/src/enrich", "tracker/src/collection"];
+    let pure = [
+        "tracker/src/container",
+        "tracker/src/fact",
+        "tracker/src/filter",
+        "tracker/src/enrich",
+        "tracker/src/collection",
+    ];
     let io = [
         "aya::",
         "nix::",
@@ -132,7 +138,7 @@ fn what_decides_does_no_io() {
         }
     }
     check(
-        "`container`, `fact`, `enrich` and `collection` decide; files, sockets and the kernel are for sources",
+        "`container`, `fact`, `filter`, `enrich` and `collection` decide; files, sockets and the kernel are for sources",
         violations,
     );
 }

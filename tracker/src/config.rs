@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::{barrier, collection, route, server, source};
+use crate::{barrier, collection, filter, route, server, source};
 
 /// The whole configuration. Everything has a default, so that an empty file is a valid one.
 ///
@@ -22,6 +22,8 @@ pub struct Config {
     pub node: Option<String>,
     /// How much is kept, and for how long.
     pub collection: collection::config::Config,
+    /// Which containers are left out of what is published.
+    pub filter: filter::Config,
     /// The debug socket. The library does not serve it by itself: [`crate::server::Server`] does.
     pub server: server::Config,
     /// Holding starts.
@@ -68,7 +70,13 @@ pub enum ConfigError {
 impl Config {
     /// Reads a file of TOML, of at most 1 MiB.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let text = read_text(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        let file = File::open(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+        Self::read_from(file, path)
+    }
+
+    /// Reads TOML of at most 1 MiB from what errors call `path`.
+    pub fn read_from(reader: impl Read, path: &Path) -> Result<Self, ConfigError> {
+        let text = read_text(reader).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
         toml::from_str(&text).map_err(|error| ConfigError::Parse { path: path.to_owned(), error: Box::new(error) })
     }
 }
@@ -76,9 +84,9 @@ impl Config {
 /// More than any configuration, and soon read: a device without an end may have been named.
 const MAX_LEN: u64 = 1 << 20;
 
-fn read_text(path: &Path) -> io::Result<String> {
+fn read_text(reader: impl Read) -> io::Result<String> {
     let mut text = String::new();
-    let len = File::open(path)?.take(MAX_LEN + 1).read_to_string(&mut text)? as u64;
+    let len = reader.take(MAX_LEN + 1).read_to_string(&mut text)? as u64;
     if len > MAX_LEN {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 1 MiB"));
     }

@@ -310,6 +310,9 @@ pub struct Pod {
     /// The pod's labels.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<Labels>,
+    /// The pod's annotations.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<Labels>,
     /// What owns the pod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,

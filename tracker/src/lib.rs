@@ -8,6 +8,7 @@ pub mod container;
 pub mod doctor;
 pub mod enrich;
 pub mod fact;
+pub mod filter;
 pub mod histogram;
 pub mod metrics;
 pub mod route;

@@ -43,6 +43,11 @@ fn containers(families: &mut Families, tracker: &Handle) {
         (vec![("kind", kind.to_owned()), ("state", state.to_owned()), ("grade", grade.to_owned())], count as f64)
     });
     families.gauges("containers", "Containers in the collection, those that are over included", samples);
+    let mut excluded: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut reader = tracker.reader();
+    reader.excluded().for_each(|each| *excluded.entry(each.rule).or_default() += 1);
+    let excluded = excluded.into_iter().map(|(rule, count)| (vec![("rule", rule.to_owned())], count as f64));
+    families.gauges("excluded", "Containers that a rule of the filter leaves out", excluded);
     families.gauge("sequence", "Sequence number of the newest published change", reader.sequence() as f64);
 }
 

@@ -35,6 +35,7 @@ use crate::collection::writer::{Figures, Stats as CollectionStats, Writer};
 use crate::config::Config;
 use crate::container::{Container, Str};
 use crate::fact::{Birth, Fact, Source, What};
+use crate::filter::{BadPatterns, Filter};
 use crate::route::{self, Place, RouteError, Routes};
 use crate::selector::Selector;
 use crate::source::find::{Api, Finder, Wanted};
@@ -65,6 +66,9 @@ pub enum StartError {
         /// What the system said.
         error: io::Error,
     },
+    /// The configuration's filter has patterns that cannot be used: all of them are told.
+    #[error(transparent)]
+    Filter(#[from] BadPatterns),
     /// Pid 1 could not be looked at, so the host's own namespaces are unknown.
     #[error("read the namespaces of pid 1: {0}")]
     Host(io::Error),
@@ -75,6 +79,7 @@ impl StartError {
     pub fn remedy(&self) -> &'static str {
         match self {
             StartError::Thread { .. } => "raise the limits of open files and processes",
+            StartError::Filter(_) => "correct the patterns; `tracker filter test -f FILE` tells what they would do",
             StartError::Host(_) => "run as root with CAP_SYS_PTRACE, in the host's pid namespace, with /proc mounted",
         }
     }
@@ -153,6 +158,8 @@ impl Tracker {
     }
 
     fn start_collection(config: &Config, host: Host) -> Result<(Tracker, mpsc::Receiver<Birth>), StartError> {
+        let filter = Filter::new(&config.filter)?;
+        filter.warnings().iter().for_each(|warning| tracing::warn!(%warning, "a rule of the filter is left aside"));
         let node = config.node.clone().unwrap_or_else(host_name).into();
         let stats = Stats::default();
         let health = HealthBoard::new();
@@ -162,7 +169,7 @@ impl Tracker {
 
         let queue = facts.sender().downgrade();
         let collection = Arc::clone(&stats.collection);
-        let writer = Writer::new(config.collection.clone(), host, deliveries, queue, closer, collection);
+        let writer = Writer::new(config.collection.clone(), filter, host, deliveries, queue, closer, collection);
         let published = writer.published();
         let writer = start_writer(writer)?;
 
@@ -190,7 +197,7 @@ impl Tracker {
         let published = Arc::clone(&self.handle.published);
         let outers = Box::new(move |mntns| {
             let mut reader = Reader::new(Arc::clone(&published));
-            let outer = reader.by_mntns(mntns).container()?;
+            let outer = reader.holder_of_mntns(mntns)?;
             Some(barrier::Outer { init: outer.task?, is_vouched_for: outer.kind.is_vouched_for() })
         });
         let audit = move || audits.ask();
@@ -274,7 +281,9 @@ impl Tracker {
         let ways = Box::new(move || {
             let mut reader = Reader::new(Arc::clone(&published));
             let mut seen = HashSet::new();
-            let containers = reader.all().filter(|container| seen.insert(container.namespaces.net));
+            // A way may lead through a container that is not to be shown.
+            let excluded: Vec<_> = reader.excluded().map(|excluded| Arc::clone(excluded.container)).collect();
+            let containers = reader.all().chain(&excluded).filter(|container| seen.insert(container.namespaces.net));
             [Place::Host].into_iter().chain(containers.filter_map(|container| place_of(container))).collect()
         });
         let started = Routes::start(config.route.clone(), Some(ways), Arc::clone(&self.handle.stats.route));
@@ -617,11 +626,17 @@ fn host_name() -> String {
 impl Handle {
     /// A collection alone: tests state the facts. Its writer ends with the last handle.
     pub(crate) fn without_sources(host: Host) -> Handle {
+        Self::with_filter(host, Filter::default())
+    }
+
+    /// The same, with a filter.
+    pub(crate) fn with_filter(host: Host, filter: Filter) -> Handle {
         let stats = Stats::default();
         let (facts, deliveries) = Facts::queue();
         let (closer, _) = mpsc::channel(1);
         let queue = facts.sender().downgrade();
-        let writer = Writer::new(Default::default(), host, deliveries, queue, closer, Arc::clone(&stats.collection));
+        let collection = Arc::clone(&stats.collection);
+        let writer = Writer::new(Default::default(), filter, host, deliveries, queue, closer, collection);
         let published = writer.published();
         start_writer(writer).expect("a thread can be started");
         let (health, images) = (HealthBoard::new(), Images::default());

@@ -54,10 +54,13 @@ pub(crate) async fn run(explain: Explain, client: &Client, out: &mut impl Write)
 }
 
 fn tell(out: &mut impl Write, story: Story, output: Format) -> Result<(), Failure> {
-    let Story { container, timeline, left_out, fields, missing } = story;
+    let Story { container, excluded, timeline, left_out, fields, missing } = story;
     let options = ListOptions { output, ..ListOptions::default() };
     output::list(out, vec![container], CONTAINER, |container| &container.id, &options)?;
 
+    if let Some(rule) = excluded {
+        writeln!(out, "\nLeft out of every list and look-up by the filter's rule: {}", escape(&rule))?;
+    }
     writeln!(out, "\nWhat happened")?;
     print_timeline(out, &timeline)?;
     if left_out > 0 {

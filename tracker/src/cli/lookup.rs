@@ -61,7 +61,7 @@ pub(crate) async fn run(ask: Ask, client: &Client, out: &mut impl Write) -> Resu
     let mut query = vec![(name, value.as_str())];
     query.extend(ask.at.as_deref().map(|at| ("at", at)));
     let found: Lookup = client.get("/v1/lookup", &query).await?;
-    let answer = found.answer;
+    let (answer, excluded) = (found.answer, found.excluded);
     match (ask.list.output, answer) {
         (Format::Json, _) => output::json(out, &found)?,
         (Format::Yaml, _) => output::yaml(out, &found)?,
@@ -73,6 +73,7 @@ pub(crate) async fn run(ask: Ask, client: &Client, out: &mut impl Write) -> Resu
         Answer::Unknown => Err(Failure::NotFound {
             error: format!("{name} {}: unknown at {}", output::escape(&value), found.at),
             remedy: match name {
+                _ if excluded > 0 => "the configuration's filter leaves it out: `tracker explain` tells by which rule",
                 "pid" => {
                     "by pid, only a container's init is known; of any process: --mntns $(stat -Lc %i /proc/PID/ns/mnt)"
                 }

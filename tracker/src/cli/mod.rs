@@ -8,6 +8,7 @@ mod doctor;
 mod dump;
 mod error;
 mod explain;
+mod filter;
 mod images;
 mod inspect;
 mod lookup;
@@ -57,6 +58,7 @@ enum Command {
     Images(images::Images),
     Sources(sources::Sources),
     Dump(dump::Dump),
+    Filter(filter::FilterCommand),
     Doctor(doctor::Doctor),
     Demo(demo::Demo),
     Completions(completions::Completions),
@@ -111,6 +113,7 @@ async fn ask(command: Command, client: &Client, out: &mut impl Write) -> Result<
         Command::Images(images) => images::run(images, client, out).await,
         Command::Sources(sources) => sources::run(sources, client, out).await,
         Command::Dump(dump) => dump::run(dump, client, out).await,
+        Command::Filter(filter) => filter::run(filter, client, out).await,
         Command::Run(_) | Command::Doctor(_) | Command::Demo(_) | Command::Completions(_) => {
             unreachable!("these need no running tracker and were done before")
         }

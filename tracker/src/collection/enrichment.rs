@@ -66,8 +66,10 @@ impl Enrich {
             Group::Host => return Enrichment { verdict: Verdict::Host, host_network: Some(true), ..nothing },
             Group::Unknown => return nothing,
         };
+        // An event may be of one that the filter excludes: then none of the others is it.
+        let excluded = containers.excluded();
         let Some(first) = containers.next() else { return nothing };
-        containers.fold(nothing.of(first), |common, other| common.shared_with(other))
+        containers.chain(excluded).fold(nothing.of(first), |common, other| common.shared_with(other))
     }
 }
 

@@ -313,7 +313,7 @@ pub(crate) fn derive(
         exit: exit.filter(|_| state.is_over()),
     };
     let (here, init) = intervals(run, &container, context);
-    Some(Row { container: Arc::new(container), here, init })
+    Some(Row { container: Arc::new(container), here, init, excluded: None })
 }
 
 fn standing(run: &Run, container: Option<&Statements>) -> SourceSet {
@@ -456,6 +456,7 @@ fn merged_pod(said: &mut Said<'_>) -> Option<Pod> {
         uid: said.pick_in(order, "pod.uid", |said| said.pod.as_ref()?.uid.clone()),
         sandbox_id: said.pick_in(RUNTIME_FIRST, "pod.sandbox_id", |said| said.pod.as_ref()?.sandbox_id.clone()),
         labels: said.pick_in(order, "pod.labels", |said| said.pod.as_ref()?.labels.clone()),
+        annotations: said.pick_in(order, "pod.annotations", |said| said.pod.as_ref()?.annotations.clone()),
         owner: said.pick_in(order, "pod.owner", |said| said.pod.as_ref()?.owner.clone()),
     };
     (pod != Pod::default()).then_some(pod)

@@ -25,6 +25,7 @@ use super::run::{Run, Statements};
 use super::view::{Host, Row};
 use crate::container::{Container, ContainerKey, Domain, Grade, Str, TaskId};
 use crate::fact::{Birth, Fact, Source, SourceSet, What};
+use crate::filter::{Filter, Subject};
 use crate::time::BootTime;
 
 /// A row as it was and as it is.
@@ -55,6 +56,8 @@ pub(crate) struct Counts {
 pub(crate) struct State {
     config: Config,
     pauses: PauseImages,
+    /// Absent where everything is published.
+    filter: Option<Filter>,
     host: Host,
     live: SourceSet,
     // Boxed: a hash table keeps room for up to as many again.
@@ -96,10 +99,11 @@ struct Claim {
 /// Cgroups whose path is remembered.
 const MAX_CGROUPS: usize = 16_384;
 impl State {
-    pub(crate) fn new(config: Config, host: Host) -> Self {
+    pub(crate) fn new(config: Config, filter: Filter, host: Host) -> Self {
         State {
             pauses: PauseImages::new(&config.pause_images),
             config,
+            filter: Some(filter).filter(|filter| !filter.keeps_everything()),
             host,
             live: SourceSet::EMPTY,
             runs: HashMap::new(),
@@ -388,6 +392,7 @@ impl State {
             let before = run.row.clone();
             let Some(mut after) = self.derive(instance, None, None) else { continue };
             self.note_emptied(instance, &after);
+            after.excluded = self.exclusion(before.as_ref(), &after);
             let container = Arc::get_mut(&mut after.container).expect("just derived, nobody has it yet");
             if let Some(before) = &before {
                 container.sequence = before.container.sequence;
@@ -406,6 +411,16 @@ impl State {
             changes.push(RowChange { sequence: self.sequence, before, after: Some(after) });
         }
         changes
+    }
+
+    /// The rule by which a row is left out; decided anew when something changed that rules look at.
+    fn exclusion(&self, before: Option<&Row>, after: &Row) -> Option<Str> {
+        let filter = self.filter.as_ref()?;
+        let subject = Subject::from(&*after.container);
+        match before {
+            Some(before) if Subject::from(&*before.container) == subject => before.excluded.clone(),
+            _ => filter.decide(&subject).excluded_by(),
+        }
     }
 
     /// Keeps with the run when its cgroup emptied, which the cgroup itself will have forgotten one day.
@@ -448,9 +463,9 @@ impl State {
         admits(key.domain, Some(&birth), run.creator).then_some(birth.task)
     }
 
-    /// A run as it is published.
+    /// A run as it is published, if it is.
     pub(crate) fn container(&self, instance: u64) -> Option<Arc<Container>> {
-        Some(Arc::clone(&self.runs.get(&instance)?.row.as_ref()?.container))
+        Some(Arc::clone(self.runs.get(&instance)?.row.as_ref()?.published()?))
     }
 
     /// Whether this is the first time that the start of a run is told.

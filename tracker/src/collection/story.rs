@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::state::State;
-use super::view::{ById, Lookup, Reader};
+use super::view::{ById, Lookup, Reader, Row};
 use crate::container::{Container, Str};
 use crate::fact::Source;
 use crate::time::BootTime;
@@ -28,6 +28,8 @@ pub enum Who {
 pub struct Story {
     /// The container as it is published.
     pub container: Arc<Container>,
+    /// The rule of the configuration's filter by which it is not published.
+    pub excluded: Option<Str>,
     /// What happened, in the order in which it happened.
     pub lines: Vec<StoryLine>,
     /// Lines from the middle of its life that were not kept.
@@ -52,6 +54,7 @@ pub struct StoryLine {
 /// Tells the story of one instance.
 pub(super) fn tell(state: &State, instance: u64) -> Option<Story> {
     let (container, mut provenance, run) = state.story(instance)?;
+    let excluded = run.row.as_ref().and_then(|row| row.excluded.clone());
     let lines = run.journal.lines().iter();
     let lines = lines.map(|line| StoryLine { at: line.at, source: line.source, text: line.event.text() }).collect();
     provenance.dedup();
@@ -59,11 +62,31 @@ pub(super) fn tell(state: &State, instance: u64) -> Option<Story> {
     // A reason that somebody gave is better than ours.
     let unknown = unknown(&container).into_iter().filter(|(field, _)| missing.iter().all(|(of, _)| of != field));
     missing.extend(unknown.collect::<Vec<_>>());
-    Some(Story { container, lines, lines_left_out: run.journal.left_out(), provenance, missing })
+    Some(Story { container, excluded, lines, lines_left_out: run.journal.left_out(), provenance, missing })
 }
 
-/// Which instance is meant: the latest where it is not one alone.
+/// Which instance is meant: the latest where it is not one alone. What is excluded is found where nothing else is meant.
 pub(super) fn find(reader: &mut Reader, who: &Who) -> Option<u64> {
+    find_published(reader, who).or_else(|| find_excluded(reader, who))
+}
+
+fn find_excluded(reader: &mut Reader, who: &Who) -> Option<u64> {
+    let is_meant = |row: &&Row| {
+        let container = &row.container;
+        match who {
+            Who::Instance(instance) => container.instance == *instance,
+            Who::Pid(pid) => container.pid() == Some(*pid) && row.init.is_open(),
+            Who::Mntns(ns) => container.namespaces.mnt == *ns && row.here.is_open(),
+            Who::Id(id) => container.id.starts_with(&**id) || container.name.as_ref() == Some(id),
+        }
+    };
+    let mut meant = reader.excluded_rows().filter(is_meant).map(|row| &row.container);
+    let first = meant.next()?;
+    // The runs of one container; several containers are nobody.
+    meant.try_fold(first, |former, next| (former.id == next.id).then_some(next)).map(|latest| latest.instance)
+}
+
+fn find_published(reader: &mut Reader, who: &Who) -> Option<u64> {
     let instance = |lookup: Lookup<'_>| lookup.container().map(|container| container.instance);
     match who {
         Who::Instance(instance) => Some(*instance),

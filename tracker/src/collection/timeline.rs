@@ -42,7 +42,7 @@ impl Interval {
         self.closed == BootTime::MAX
     }
 
-    fn contains(self, at: BootTime) -> bool {
+    pub(crate) fn contains(self, at: BootTime) -> bool {
         self.opened <= at && at < self.closed
     }
 }
@@ -117,13 +117,13 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    pub(crate) fn enter(&mut self, interval: Interval, container: Arc<Container>) {
+    pub(crate) fn enter(&mut self, interval: Interval, container: Arc<Container>, is_excluded: bool) {
         let (into, out_of) = match interval.is_open() {
             true => (&mut self.live, &mut self.dead),
             false => (&mut self.dead, &mut self.live),
         };
         out_of.remove(container.instance);
-        into.put(Member { interval, container });
+        into.put(Member { interval, container, is_excluded });
     }
 
     pub(crate) fn leave(&mut self, instance: u64) {
@@ -158,10 +158,30 @@ impl Containers<'_> {
     /// Leaves out those that nobody vouches for, where somebody vouches for another.
     pub(crate) fn vouched(mut self) -> Self {
         self.only_vouched = true;
-        if self.clone().next().is_none() {
+        if self.clone().next_member().is_none() {
             self.only_vouched = false;
         }
         self
+    }
+}
+
+impl<'a> Containers<'a> {
+    /// Those that share the number, too, but that the configuration's filter excludes: they are not among the others. An
+    /// event with this number may be theirs.
+    pub fn excluded(&self) -> impl Iterator<Item = &'a Container> + use<'a> {
+        let mut all = self.clone();
+        std::iter::from_fn(move || all.next_member())
+            .filter(|member| member.is_excluded)
+            .map(|member| &*member.container)
+    }
+
+    fn next_member(&mut self) -> Option<&'a Member> {
+        let (at, only_vouched) = (self.at, self.only_vouched);
+        let wanted = |member: &&Member| {
+            at.is_none_or(|at| member.interval.contains(at))
+                && (!only_vouched || member.container.kind.is_vouched_for())
+        };
+        self.living.find(wanted).or_else(|| self.dead.find(wanted))
     }
 }
 
@@ -169,12 +189,12 @@ impl<'a> Iterator for Containers<'a> {
     type Item = &'a Container;
 
     fn next(&mut self) -> Option<&'a Container> {
-        let (at, only_vouched) = (self.at, self.only_vouched);
-        let wanted = |member: &&Member| {
-            at.is_none_or(|at| member.interval.contains(at))
-                && (!only_vouched || member.container.kind.is_vouched_for())
-        };
-        self.living.find(wanted).or_else(|| self.dead.find(wanted)).map(|member| &*member.container)
+        loop {
+            let member = self.next_member()?;
+            if !member.is_excluded {
+                return Some(&member.container);
+            }
+        }
     }
 }
 
@@ -182,6 +202,7 @@ impl<'a> Iterator for Containers<'a> {
 struct Member {
     interval: Interval,
     container: Arc<Container>,
+    is_excluded: bool,
 }
 
 impl Keyed for Member {

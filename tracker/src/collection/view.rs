@@ -97,6 +97,8 @@ pub(crate) struct View {
     ids: OrdMap<(Str, u64), Arc<Container>>,
     names: OrdMap<(Str, u64), Arc<Container>>,
     pods: OrdMap<(Str, Str, u64), Arc<Container>>,
+    /// What the filter leaves out of all of the above, but for the groups, where it is marked.
+    excluded: OrdMap<u64, Row>,
 }
 
 /// A container and the times for which its numbers are its own.
@@ -107,6 +109,24 @@ pub(crate) struct Row {
     pub here: Interval,
     /// Of its init pid, which is free for others as soon as init has ended.
     pub init: Interval,
+    /// The rule by which it is left out of what is published.
+    pub excluded: Option<Str>,
+}
+
+impl Row {
+    /// The container, unless it is left out.
+    pub(crate) fn published(&self) -> Option<&Arc<Container>> {
+        self.excluded.is_none().then_some(&self.container)
+    }
+}
+
+/// A container that the configuration's filter leaves out of what is published.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Excluded<'a> {
+    /// The container.
+    pub container: &'a Arc<Container>,
+    /// The rule, as people are told: `exclude` and the rule's text.
+    pub rule: &'a Str,
 }
 
 impl View {
@@ -122,16 +142,22 @@ impl View {
             ids: OrdMap::new(),
             names: OrdMap::new(),
             pods: OrdMap::new(),
+            excluded: OrdMap::new(),
         }
     }
 
     /// Replaces the row `before` by `after`; either may be missing.
     pub(crate) fn change(&mut self, before: Option<&Row>, after: Option<&Row>) {
-        if let Some(before) = before {
-            self.take_out(before, after);
+        let is_published = |row: &&Row| row.excluded.is_none();
+        match before {
+            Some(before) if is_published(&before) => self.take_out(before, after.filter(is_published)),
+            Some(excluded) => self.take_out_excluded(excluded),
+            None => {}
         }
-        if let Some(after) = after {
-            self.put_in(after);
+        match after {
+            Some(after) if is_published(&after) => self.put_in(after),
+            Some(excluded) => self.put_in_excluded(excluded),
+            None => {}
         }
     }
 
@@ -180,12 +206,7 @@ impl View {
             enter_timeline(&mut self.mntns, container.namespaces.mnt.into(), row.here, container);
         }
         enter_timeline(&mut self.pids, container.pid().unwrap_or(0).into(), row.init, container);
-        if container.namespaces.net != self.host.namespaces.net {
-            enter_group(&mut self.netns, container.namespaces.net.into(), row.here, container);
-        }
-        if container.cgroup.id != Some(self.host.cgroup_id) {
-            enter_group(&mut self.cgroups, container.cgroup.id.unwrap_or(0), row.here, container);
-        }
+        self.enter_groups(row);
         self.containers.insert(instance, Arc::clone(container));
         self.ids.insert((container.id.clone(), instance), Arc::clone(container));
         if let Some(name) = container.name.clone() {
@@ -196,8 +217,35 @@ impl View {
         }
     }
 
+    /// Whoever shares a number with an excluded container must not be taken for its only holder.
+    fn put_in_excluded(&mut self, row: &Row) {
+        self.enter_groups(row);
+        self.excluded.insert(row.container.instance, row.clone());
+    }
+
+    fn take_out_excluded(&mut self, row: &Row) {
+        let Container { instance, namespaces, cgroup, .. } = &*row.container;
+        leave_group(&mut self.netns, namespaces.net.into(), *instance);
+        leave_group(&mut self.cgroups, cgroup.id.unwrap_or(0), *instance);
+        self.excluded.remove(instance);
+    }
+
+    fn enter_groups(&mut self, row: &Row) {
+        let container = &row.container;
+        if container.namespaces.net != self.host.namespaces.net {
+            enter_group(&mut self.netns, container.namespaces.net.into(), row);
+        }
+        if container.cgroup.id != Some(self.host.cgroup_id) {
+            enter_group(&mut self.cgroups, container.cgroup.id.unwrap_or(0), row);
+        }
+    }
+
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Container>> {
         self.containers.values()
+    }
+
+    pub(crate) fn excluded(&self) -> impl Iterator<Item = &Row> {
+        self.excluded.values()
     }
 }
 
@@ -224,10 +272,10 @@ fn leave_timeline(table: &mut Table<Timeline>, key: u64, instance: u64, opened: 
     }
 }
 
-fn enter_group(table: &mut Table<Membership>, key: u64, interval: Interval, container: &Arc<Container>) {
+fn enter_group(table: &mut Table<Membership>, key: u64, row: &Row) {
     if key != 0 {
         table.change(key, |group| {
-            group.enter(interval, Arc::clone(container));
+            group.enter(row.here, Arc::clone(&row.container), row.excluded.is_some());
             true
         });
     }
@@ -447,6 +495,29 @@ impl Reader {
     /// All containers, tombstones included, in the order in which they were first seen.
     pub fn all(&mut self) -> impl Iterator<Item = &Arc<Container>> {
         self.view().all()
+    }
+
+    /// What the configuration's filter leaves out of every other answer, tombstones included, in the order in which they
+    /// were first seen.
+    pub fn excluded(&mut self) -> impl Iterator<Item = Excluded<'_>> {
+        let rows = self.view().excluded();
+        rows.filter_map(|row| Some(Excluded { container: &row.container, rule: row.excluded.as_ref()? }))
+    }
+
+    /// The same with the times for which their numbers are their own.
+    pub(crate) fn excluded_rows(&mut self) -> impl Iterator<Item = &Row> {
+        self.view().excluded()
+    }
+
+    /// Whose mount namespace has inode number `ns` now, excluded or not: for what is decided by where a process is, not for
+    /// what is told.
+    pub(crate) fn holder_of_mntns(&mut self, ns: u32) -> Option<&Container> {
+        // Asked twice, since the borrow of a first answer that is returned would last.
+        if self.by_mntns(ns).container().is_some() {
+            return self.by_mntns(ns).container();
+        }
+        let has = |row: &&Row| row.container.namespaces.mnt == ns && row.here.is_open();
+        self.excluded_rows().find(has).map(|row| &*row.container)
     }
 
     /// The host's own namespaces.

@@ -21,9 +21,10 @@ use super::feed::{Feeds, Offer};
 use super::hook::Hook;
 use super::state::{Counts, RowChange, State};
 use super::story;
-use super::view::{Host, Published, Reader, View};
+use super::view::{Host, Published, Reader, Row, View};
 use crate::container::{Container, State as LifeState, Str};
 use crate::fact::{Birth, Fact, Source, What};
+use crate::filter::Filter;
 use crate::histogram::Histogram;
 use crate::time::BootTime;
 
@@ -82,9 +83,10 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// `closer` takes requests to find out what an init process that nobody vouches for is.
+    /// What `filter` excludes is not published. `closer` takes requests to find out what an init process that nobody vouches for is.
     pub(crate) fn new(
         config: Config,
+        filter: Filter,
         host: Host,
         deliveries: Deliveries,
         own_queue: mpsc::WeakSender<Delivery>,
@@ -94,7 +96,7 @@ impl Writer {
         let view = View::new(host);
         let published = Published::new(view.clone());
         Writer {
-            state: State::new(config, host),
+            state: State::new(config, filter, host),
             view,
             published,
             deliveries,
@@ -223,7 +225,7 @@ impl Writer {
             return;
         }
         for change in changes {
-            let Some(after) = change.after.as_ref().map(|row| &row.container) else { continue };
+            let Some(after) = change.after.as_ref().and_then(Row::published) else { continue };
             let runs = after.kind.is_vouched_for() && after.state == LifeState::Running;
             if runs && self.state.mark_start_announced(after.instance) {
                 let container = Arc::clone(after);
@@ -297,8 +299,9 @@ impl Writer {
 }
 
 fn offer(change: &RowChange) -> Option<Offer<'_>> {
-    let before = change.before.as_ref().map(|row| &row.container);
-    let after = change.after.as_ref().map(|row| &row.container);
+    // What begins to be excluded is removed for those who follow, what ceases to be is added.
+    let before = change.before.as_ref().and_then(Row::published);
+    let after = change.after.as_ref().and_then(Row::published);
     Some(Offer { instance: after.or(before)?.instance, sequence: change.sequence, before, after })
 }
 
@@ -326,7 +329,9 @@ mod tests {
         let (facts, deliveries) = Facts::queue();
         let (closer, looks) = mpsc::channel(4);
         let queue = facts.sender().downgrade();
-        (Writer::new(Config::default(), Host::default(), deliveries, queue, closer, Arc::default()), looks)
+        let filter = Filter::default();
+        let host = Host::default();
+        (Writer::new(Config::default(), filter, host, deliveries, queue, closer, Arc::default()), looks)
     }
 
     #[test]

@@ -156,6 +156,9 @@ pub struct Lookup {
     /// The pod that all of them belong to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<Pod>,
+    /// Containers that have the number, too, but that the filter excludes.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub excluded: usize,
 }
 
 /// The three answers of a look-up.
@@ -252,6 +255,9 @@ impl SourceLine {
 pub struct Story {
     /// The container as it is now.
     pub container: Container,
+    /// The rule of the filter by which it is left out of every list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub excluded: Option<Str>,
     /// What happened, in the order in which it happened.
     pub timeline: Vec<StoryLine>,
     /// Lines from the middle of its life that were not kept.

@@ -92,6 +92,8 @@ pub(super) struct ListQuery {
     pub(super) kind: Option<crate::container::Kind>,
     /// Only what this selector picks.
     pub(super) selector: Option<String>,
+    /// Also what the filter excludes.
+    pub(super) excluded: bool,
 }
 
 pub(super) fn lookup(query: &str) -> Result<LookupQuery, Refused> {
@@ -191,11 +193,23 @@ fn flag(name: &str, text: Text<'_>) -> Result<bool, Refused> {
     }
 }
 
+/// `GET /v1/containers`
 pub(super) fn list(query: &str) -> Result<ListQuery, Refused> {
+    let [all, kind, selector, excluded] = parameters(query, ["all", "kind", "selector", "excluded"])?;
+    Ok(ListQuery { excluded: flag("excluded", excluded)?, ..picked(all, kind, selector)? })
+}
+
+/// `GET /v1/watch`, which follows what is published alone.
+pub(super) fn watch(query: &str) -> Result<ListQuery, Refused> {
     let [all, kind, selector] = parameters(query, ["all", "kind", "selector"])?;
+    picked(all, kind, selector)
+}
+
+fn picked(all: Text<'_>, kind: Text<'_>, selector: Text<'_>) -> Result<ListQuery, Refused> {
     let all = flag("all", all)?;
     let kind = kind.map(|kind| parse_kind(&kind)).transpose()?;
-    Ok(ListQuery { all, kind, selector: selector.filter(|text| !text.trim().is_empty()).map(Cow::into_owned) })
+    let selector = selector.filter(|text| !text.trim().is_empty()).map(Cow::into_owned);
+    Ok(ListQuery { all, kind, selector, excluded: false })
 }
 
 pub(super) fn none(query: &str) -> Result<(), Refused> {

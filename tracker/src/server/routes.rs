@@ -22,7 +22,7 @@ use super::registrations::{self, Registrations};
 use super::route;
 use super::watch;
 use crate::collection::story::{Story, Who};
-use crate::collection::view::{ById, Group, Lookup, Reader};
+use crate::collection::view::{ById, Excluded, Group, Lookup, Reader, Row};
 use crate::container::{Container, Domain, Kind, Pod, Str};
 use crate::metrics;
 use crate::selector::Selector;
@@ -96,11 +96,16 @@ async fn containers(State(face): Shared, RawQuery(query): RawQuery) -> Result<Re
     let query = query::list(&query.unwrap_or_default())?;
     let (kinds, selector) = (shown(&query), selector(&query)?);
     let mut reader = face.reader();
-    let mut containers: Vec<_> =
-        reader.select(&selector).filter(|c| kinds.is_empty() || kinds.contains(&c.kind)).collect();
+    let wanted = |container: &&Arc<Container>| {
+        (kinds.is_empty() || kinds.contains(&container.kind)) && selector.matches(container)
+    };
+    let mut containers: Vec<_> = reader.all().filter(wanted).cloned().collect();
+    if query.excluded {
+        containers.extend(reader.excluded().map(|excluded| excluded.container).filter(wanted).cloned());
+    }
     // Newest first, as `docker ps` has it; those of whom the birth is not known last.
     containers.sort_by_key(|container| std::cmp::Reverse((container.created_at, container.instance)));
-    Ok(json(StatusCode::OK, &face.wire_all(containers.into_iter().map(|container| &**container))))
+    Ok(json(StatusCode::OK, &face.wire_all(containers.iter().map(|container| &**container))))
 }
 
 /// The kinds that a list shows; none for all. Without being asked for others, that is what a runtime calls a container.
@@ -124,7 +129,12 @@ pub(super) fn selector(query: &ListQuery) -> Result<Selector, Refused> {
 async fn container(State(face): Shared, id: Result<Path<String>, PathRejection>) -> Result<Response, Refused> {
     let Path(id) = id.map_err(|error| Refused::bad(error.body_text()))?;
     let mut reader = face.reader();
-    let container = find(&mut reader, &id)?;
+    let container = match find(&mut reader, &id) {
+        Err(refused) if refused.status == StatusCode::NOT_FOUND => {
+            Err(because_excluded(&mut face.reader(), &id, refused))
+        }
+        found => found,
+    }?;
     Ok(json(StatusCode::OK, &face.wire_all([container]).pop()))
 }
 
@@ -169,6 +179,19 @@ fn no_such_container(id: &str) -> Refused {
     Refused::not_found(format!("there is no container `{}`", id.escape_debug())).remedy("see `tracker ps --all`")
 }
 
+/// Why there is no such container, where it is the filter that leaves it out.
+fn because_excluded(reader: &mut Reader, id: &str, refused: Refused) -> Refused {
+    let mut excluded = reader.excluded();
+    match excluded.find(|excluded| &*excluded.container.id == id || excluded.container.name.as_deref() == Some(id)) {
+        None => refused,
+        Some(Excluded { rule, .. }) => {
+            let id = id.escape_debug();
+            Refused::not_found(format!("the container `{id}` is left out by {}", rule.escape_debug()))
+                .remedy(format!("see `tracker explain {id}`, and the configuration's [filter]"))
+        }
+    }
+}
+
 async fn lookup(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
     let LookupQuery { subject, at } = query::lookup(&query.unwrap_or_default())?;
     let now = BootTime::now();
@@ -177,6 +200,7 @@ async fn lookup(State(face): Shared, RawQuery(query): RawQuery) -> Result<Respon
         Moment::Wall(at) => face.clock.boot(at),
     });
     let mut reader = face.reader();
+    let excluded = count_excluded(&mut reader, &subject, then);
     let (answer, containers) = match &subject {
         Subject::Number(number) => by_number(&mut reader, *number, then),
         Subject::Pod { namespace, name } => {
@@ -189,8 +213,30 @@ async fn lookup(State(face): Shared, RawQuery(query): RawQuery) -> Result<Respon
         at: face.clock.wall(then.unwrap_or(now)),
         pod: common_pod(&containers).cloned(),
         containers: face.wire_all(containers),
+        excluded,
     };
     Ok(json(StatusCode::OK, &lookup))
+}
+
+/// How many of those who are meant are not in the answer, since the filter excludes them.
+fn count_excluded(reader: &mut Reader, subject: &Subject, then: Option<BootTime>) -> usize {
+    let has = |row: &&Row| {
+        let container = &row.container;
+        let (is_its, interval) = match subject {
+            Subject::Number(Number::MountNs(ns)) => (container.namespaces.mnt == *ns, row.here),
+            Subject::Number(Number::NetNs(ns)) => (container.namespaces.net == *ns, row.here),
+            Subject::Number(Number::Cgroup(id)) => (container.cgroup.id == Some(*id), row.here),
+            Subject::Number(Number::Pid(pid)) => (container.pid() == Some(*pid), row.init),
+            Subject::Pod { namespace, name } => {
+                let is_its = container.pod.as_ref().is_some_and(|pod| {
+                    pod.name.as_deref() == Some(name) && pod.namespace.as_deref() == Some(namespace)
+                });
+                (is_its, row.here)
+            }
+        };
+        is_its && then.map_or(interval.is_open(), |at| interval.contains(at))
+    };
+    reader.excluded_rows().filter(has).count()
 }
 
 fn by_number(reader: &mut Reader, number: Number, then: Option<BootTime>) -> (Answer, Vec<&Container>) {
@@ -232,8 +278,13 @@ fn common_pod<'c>(containers: &[&'c Container]) -> Option<&'c Pod> {
 
 async fn explain(State(face): Shared, id: Result<Path<String>, PathRejection>) -> Result<Response, Refused> {
     let Path(id) = id.map_err(|error| Refused::bad(error.body_text()))?;
-    let found = find(&mut face.reader(), &id)?.instance;
-    let story = face.tracker.explain(Who::Instance(found)).await?;
+    let who = match find(&mut face.reader(), &id) {
+        Ok(found) => Who::Instance(found.instance),
+        // Perhaps it is excluded: that is for `explain` to tell.
+        Err(refused) if refused.status == StatusCode::NOT_FOUND => Who::Id(id.as_str().into()),
+        Err(refused) => return Err(refused),
+    };
+    let story = face.tracker.explain(who).await?;
     story.map(|story| tell(&face, &story)).ok_or_else(|| no_such_container(&id))
 }
 
@@ -263,6 +314,7 @@ fn tell(face: &Face, story: &Story) -> Response {
         story.missing.iter().map(|(field, reason)| Missing { field: (*field).into(), reason: reason.clone() });
     let story = api::Story {
         container: face.wire(&story.container),
+        excluded: story.excluded.clone(),
         timeline: timeline.collect(),
         left_out: story.lines_left_out,
         fields: fields.collect(),

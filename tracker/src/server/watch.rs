@@ -27,7 +27,7 @@ struct Watcher {
 }
 
 pub(super) async fn watch(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response, Refused> {
-    let query = query::list(&query.unwrap_or_default())?;
+    let query = query::watch(&query.unwrap_or_default())?;
     let busy = |_| Refused::busy(format!("all {} watchers are in use", face.limits.watchers));
     let slot = Arc::clone(&face.watchers).try_acquire_owned().map_err(busy)?;
     let options = FeedOptions { kinds: shown(&query), selector: selector(&query)?, ..FeedOptions::new("debug-socket") };

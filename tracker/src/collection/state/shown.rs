@@ -157,6 +157,8 @@ impl State {
         let (old, close_at) = if other_born_at <= born_at { (other, born_at) } else { (run, other_born_at) };
         let gone_at = &mut self.run(old).shown.gone_at;
         *gone_at = Some(gone_at.map_or(close_at, |gone_at| gone_at.min(close_at)));
+        // The heir in a timeline would close it, too; but one that is excluded is in none.
+        self.touch(old);
         if old == other {
             self.by_mntns.insert(mntns, run);
         }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::container::{Cgroup, ContainerId, Exit, Image, Kind, Labels, Namespaces, Runtime, State as LifeState, Str};
 use crate::fact::{End, Execution, Statement};
+use crate::filter::Filter;
 
 const HOST: Host = Host { namespaces: Namespaces { mnt: 1, net: 2, pid: 3, cgroup: 4, user: 5 }, cgroup_id: 1 };
 
@@ -145,7 +146,7 @@ fn scanned(inits: Vec<Birth>) -> What {
 }
 
 fn state() -> State {
-    let mut state = State::new(Config::default(), HOST);
+    let mut state = State::new(Config::default(), Filter::default(), HOST);
     for source in [Source::Kernel, Source::Barrier, Source::Containerd] {
         state.apply(Fact { source, at: BootTime::ZERO, what: What::Live(true) });
     }
@@ -356,7 +357,7 @@ fn tombstones_go_after_their_time_and_what_a_runtime_lists_stays() {
 #[test]
 fn nobody_vouching_has_a_bounded_share_and_a_claim_always_finds_room() {
     let config = Config { max_containers: 64, ..Config::default() };
-    let mut state = State::new(config, HOST);
+    let mut state = State::new(config, Filter::default(), HOST);
     for n in 0..100 {
         let unmanaged = Life { id: "x", pid: 1000 + n, mnt: 500 + n, generation: u64::from(n) + 100, ..WEB };
         state.apply(unmanaged.kernel(25, What::Born(Birth { parent: None, ..unmanaged.birth() })));
@@ -373,7 +374,7 @@ fn nobody_vouching_has_a_bounded_share_and_a_claim_always_finds_room() {
 #[test]
 fn users_leave_room_for_what_root_makes() {
     let config = Config { max_containers: 128, ..Config::default() };
-    let mut state = State::new(config, HOST);
+    let mut state = State::new(config, Filter::default(), HOST);
     let mut born = |n: u32, uid| {
         let life = Life { id: "x", pid: 1000 + n, mnt: 500 + n, generation: u64::from(n) + 100, ..WEB };
         state.apply(life.kernel(25, What::Born(Birth { parent: None, uid, ..life.birth() })));
@@ -504,7 +505,7 @@ fn a_container_that_nobody_manages_is_its_oci_runtime_s() {
 #[test]
 fn what_containers_say_does_not_push_out_the_hosts_tombstones() {
     let config = Config { tombstone_bytes: 64 << 10, ..Config::default() };
-    let mut state = State::new(config.clone(), HOST);
+    let mut state = State::new(config.clone(), Filter::default(), HOST);
     WEB.all().into_iter().for_each(|fact| state.apply(fact));
     let annotations: Labels = [("a", "x".repeat(3_000))].into_iter().collect();
     for number in 0..100 {

@@ -128,7 +128,7 @@ fn pod(labels: &Labels, kind: Option<Kind>, id: &ContainerId, sandbox: &str) -> 
         uid: label(POD_UID),
         sandbox_id,
         labels: (kind == Some(Kind::Sandbox)).then(|| pod_labels(labels)),
-        owner: None,
+        ..Pod::default()
     };
     (pod != Pod::default()).then_some(pod)
 }

@@ -64,6 +64,7 @@ pub(super) fn pod_row(server: &Server, id: &ContainerId, row: PodSandbox) -> Des
         uid: caps::name(&metadata.uid),
         sandbox_id: Some(id.as_str().into()),
         labels: Some(pod_labels(&labels)),
+        annotations: Some(annotations.clone()),
         owner: None,
     };
     description.of_pod = Some(OfPod { pod: pod.clone(), ..OfPod::default() });
