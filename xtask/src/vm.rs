@@ -1,5 +1,5 @@
 //! Tests on other kernels: Debian's 6.1 and 6.12, booted by QEMU without any help of the machine's processor, with
-//! cgroup v2 and nothing else.
+//! cgroup v2 and nothing else; and once with cgroup v1 and nothing else, for the tests that are about cgroups.
 //!
 //! A machine is a kernel and one initramfs: a static busybox, the tests linked statically, the tracker, runc and crun
 //! with their libraries. There is no disk and no network. Standard output of the tests is the second serial port; the
@@ -26,7 +26,10 @@ const MACHINE_SECONDS: u32 = 900;
 /// Test programs whose names begin so run in the machines, too. Of the barrier's, those that show that the kernel asks
 /// and is answered; hundreds of starts at once would take minutes here and show nothing else. The example has a probe of
 /// its own.
-const PREFIXES: &[&str] = &["kernel_", "barrier_held", "execsnoop"];
+const PREFIXES: &[&str] = &["kernel_", "barrier_held", "execsnoop", CGROUPS];
+
+/// The test programs that run where there is only cgroup v1, too.
+const CGROUPS: &str = "cgroup_";
 
 /// Makes a cargo command for [`TARGET`] produce programs that need nothing but a kernel.
 pub(crate) fn link_statically(cargo: &mut Command) {
@@ -46,9 +49,15 @@ pub(crate) fn test(filter: Option<&str>) -> Result<Tally> {
     let initramfs = initramfs(&directory, &built, &tracker)?;
 
     let mut tally = Tally::default();
-    for kernel in kernels::obtain(&directory)? {
+    let kernels = kernels::obtain(&directory)?;
+    for kernel in &kernels {
         println!("\nLinux {}:", kernel.release);
-        tally += boot(&directory, &kernel, &initramfs, filter)?;
+        tally += boot(&directory, kernel, Cgroups::V2, &initramfs, filter)?;
+    }
+    // The oldest: what is gone from a younger kernel's v1, nobody runs it for.
+    if let Some(kernel) = kernels.first() {
+        println!("\nLinux {} with cgroup v1:", kernel.release);
+        tally += boot(&directory, kernel, Cgroups::V1, &initramfs, filter)?;
     }
     Ok(tally)
 }
@@ -125,8 +134,25 @@ fn executable(path: &Path) -> Result<()> {
         .with_context(|| format!("make `{}` executable", path.display()))
 }
 
-fn boot(directory: &Path, kernel: &kernels::Kernel, initramfs: &Path, filter: Option<&str>) -> Result<Tally> {
-    let console = directory.join(format!("console-{}", kernel.release));
+/// The one version of cgroups that a machine has.
+#[derive(Clone, Copy)]
+enum Cgroups {
+    V1,
+    V2,
+}
+
+fn boot(
+    directory: &Path,
+    kernel: &kernels::Kernel,
+    cgroups: Cgroups,
+    initramfs: &Path,
+    filter: Option<&str>,
+) -> Result<Tally> {
+    let (suffix, layout) = match cgroups {
+        Cgroups::V1 => ("-v1", format!(" tests.cgroups=v1 tests.programs={CGROUPS}")),
+        Cgroups::V2 => ("", String::new()),
+    };
+    let console = directory.join(format!("console-{}{suffix}", kernel.release));
     let mut machine = Command::new("qemu-system-x86_64");
     machine.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2048"]);
     machine.args(["-nodefaults", "-display", "none", "-monitor", "none", "-no-reboot"]);
@@ -134,7 +160,7 @@ fn boot(directory: &Path, kernel: &kernels::Kernel, initramfs: &Path, filter: Op
     // A panic reboots at once, and a reboot is the end of the machine.
     let filter = filter.map(|filter| format!(" tests.filter={filter}")).unwrap_or_default();
     let expected = format!(" tests.kernel={}", kernel.line);
-    machine.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 tsc=reliable{expected}{filter}"));
+    machine.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 tsc=reliable{expected}{layout}{filter}"));
     machine.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
 
     let mut tally = Tally::default();
