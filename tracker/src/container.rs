@@ -327,6 +327,17 @@ pub struct Owner {
     pub name: Str,
 }
 
+/// The container that another one was started in: where the process that made it lived.
+///
+/// By the kernel's word alone. Who merely shares namespaces with a container, as those of a pod do, was not started in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parent {
+    /// Its id.
+    pub id: Str,
+    /// The run of it ([`Container::instance`]).
+    pub instance: u64,
+}
+
 /// A container's cgroup.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cgroup {
@@ -389,6 +400,8 @@ pub struct Container {
     pub annotations: Labels,
     /// How its runtime set it up.
     pub details: Arc<Details>,
+    /// The container that it was started in; absent for one that was started on the host.
+    pub parent: Option<Parent>,
     /// Its init process.
     pub task: Option<TaskId>,
     /// Namespaces of its init process; they stay after the exit.

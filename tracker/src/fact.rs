@@ -224,6 +224,9 @@ pub struct Birth {
     /// helper clones its init with `CLONE_PARENT`), with the parent's own start time. An OCI runtime's container is
     /// bound to its `create` by this alone, so an unknown parent must be `None` rather than a pid without a start time.
     pub parent: Option<TaskId>,
+    /// The mount namespace of that parent at that moment, where somebody could still look: whose it is, the container was
+    /// started in.
+    pub outer: Option<u32>,
     /// Its namespaces.
     pub namespaces: Namespaces,
     /// The mount namespace's never-reused id, where the kernel has one (`mnt_namespace.seq` up to 6.17,

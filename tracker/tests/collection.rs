@@ -32,6 +32,7 @@ fn birth(n: u32) -> Birth {
     Birth {
         task: TaskId { pid: 10_000 + n, start_ticks: u64::from(n) + 100 },
         parent: Some(creator(n)),
+        outer: None,
         namespaces: Namespaces { mnt: 100_000 + n, net: 200_000 + n, pid: 300_000 + n, cgroup: 4, user: 5 },
         generation: Some(u64::from(n) + 1),
         cgroup_id: None,

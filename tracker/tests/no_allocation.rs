@@ -44,6 +44,7 @@ fn filling_an_event_allocates_nothing() {
     let births = (0..500).map(|n| Birth {
         task: TaskId { pid: 1_000 + n, start_ticks: 100 },
         parent: None,
+        outer: None,
         namespaces: Namespaces { mnt: 10_000 + n, net: 9, pid: 20_000 + n, cgroup: 4, user: 5 },
         generation: Some(u64::from(n) + 1),
         cgroup_id: None,

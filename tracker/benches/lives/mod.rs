@@ -25,6 +25,7 @@ pub(crate) fn birth(n: u32, run: u32) -> Birth {
     Birth {
         task: TaskId { pid: 1_000 + n, start_ticks: start / 10_000_000 },
         parent: Some(TaskId { pid: 2_000_000 + n, start_ticks: start / 10_000_000 - 1 }),
+        outer: None,
         namespaces: Namespaces { mnt: FIRST_MNTNS + n, net: 3_000_000 + n, pid: 5_000_000 + n, cgroup: 4, user: 5 },
         generation: Some(u64::from(run) << 32 | u64::from(n)),
         cgroup_id: Some(1_000_000 + (u64::from(run) << 32) + u64::from(n)),

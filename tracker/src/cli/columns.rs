@@ -27,6 +27,7 @@ pub(crate) const CONTAINER: &[Column<Container>] = &[
         wide: true,
         cell: |c| c.cgroup.path.as_deref().or(c.cgroup.v1_path.as_deref()).into(),
     },
+    Column { name: "parent", wide: true, cell: |c| c.parent.as_ref().map(|parent| &*parent.id).into() },
     Column { name: "node", wide: true, cell: |c| Cell::text(&*c.node) },
     Column { name: "full-id", wide: true, cell: |c| Cell::text(&*c.id) },
 ];

@@ -11,7 +11,8 @@ use super::run::{Run, Statements};
 use super::timeline::Interval;
 use super::view::{Host, Row};
 use crate::container::{
-    Cgroup, Container, Details, Domain, Exit, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
+    Cgroup, Container, Details, Domain, Exit, Grade, Image, Kind, Labels, Namespaces, Parent, Pod, Runtime, State, Str,
+    TaskId,
 };
 use crate::fact::{Source, SourceSet, Statement};
 use crate::time::BootTime;
@@ -85,6 +86,8 @@ pub(crate) struct Context<'a> {
     pub only: Option<Source>,
     /// Images that sandboxes are made of.
     pub pauses: &'a PauseImages,
+    /// The container that it was started in.
+    pub parent: Option<&'a Parent>,
 }
 
 /// What the kernel told about a cgroup.
@@ -301,6 +304,7 @@ pub(crate) fn derive(
         labels: said.union(Field::labels, |said| said.labels.as_ref()),
         annotations: said.union(Field::annotations, |said| said.annotations.as_ref()),
         details: merged_details(&mut said, run.row.as_ref().map(|row| &row.container.details)),
+        parent: context.parent.cloned(),
         task: run.task,
         namespaces,
         generation: birth.and_then(|birth| birth.generation),

@@ -143,6 +143,11 @@ impl Shown {
                     uid: if former.born_at <= birth.born_at { former.uid } else { birth.uid },
                     // At birth the creator is the parent; later it may be whoever adopted the orphan.
                     parent: if former.born_at <= birth.born_at { former.parent } else { birth.parent },
+                    outer: if former.born_at <= birth.born_at {
+                        former.outer.or(birth.outer)
+                    } else {
+                        birth.outer.or(former.outer)
+                    },
                     ..newer
                 }
             }
@@ -162,6 +167,8 @@ pub(crate) struct Run {
     /// The init process that a source names which may only speak for its own user: the kernel has to show it first.
     pub unproven_task: Option<TaskId>,
     pub creator: Option<TaskId>,
+    /// The run that it was started in, as far as it is known: whoever had its maker's mount namespace at its birth.
+    pub outer: Option<u64>,
     /// Whose share of what nobody vouches for it takes.
     pub unvouched_uid: Option<u32>,
     pub shown: Shown,
@@ -186,6 +193,7 @@ impl Run {
             task: None,
             unproven_task: None,
             creator: None,
+            outer: None,
             unvouched_uid: None,
             shown: Shown::default(),
             grade: None,
@@ -212,6 +220,7 @@ impl Run {
         self.task = self.task.or(other.task);
         self.unproven_task = self.unproven_task.or(other.unproven_task);
         self.creator = self.creator.or(other.creator);
+        self.outer = self.outer.or(other.outer);
         self.shown.absorb(other.shown);
         self.grade = self.grade.or(other.grade);
         self.aborted = self.aborted.take().or(other.aborted);

@@ -9,6 +9,7 @@
 //! number alone and never by who spoke first, so the same facts give the same containers in whatever order they come.
 
 mod claims;
+mod outer;
 mod shown;
 mod tombstones;
 
@@ -72,6 +73,8 @@ pub(crate) struct State {
     by_generation: HashMap<u64, u64>,
     /// The run that was born last with a mount namespace number, while its interval is open.
     by_mntns: HashMap<u32, u64>,
+    /// The runs whose makers lived in a mount namespace.
+    by_outer: HashMap<u32, Vec<u64>>,
     by_pid: HashMap<u32, u64>,
     by_cgroup: HashMap<u64, Vec<u64>>,
     cgroups: HashMap<u64, CgroupSeen>,
@@ -115,6 +118,7 @@ impl State {
             by_parent: HashMap::new(),
             by_generation: HashMap::new(),
             by_mntns: HashMap::new(),
+            by_outer: HashMap::new(),
             by_pid: HashMap::new(),
             by_cgroup: HashMap::new(),
             cgroups: HashMap::new(),
@@ -256,6 +260,7 @@ impl State {
         };
         let (elder, younger) = (run.min(other), run.max(other));
         let absorbed = self.forget(younger);
+        self.inherit_inner(younger, elder, absorbed.shown.birth.as_ref());
         for key in &absorbed.keys {
             let claim = self.claims.entry(key.clone()).or_default();
             claim.runs.retain(|run| *run != younger && *run != elder);
@@ -307,6 +312,7 @@ impl State {
             if self.by_mntns.get(&birth.namespaces.mnt) == Some(&instance) {
                 self.by_mntns.remove(&birth.namespaces.mnt);
             }
+            self.leave_outer(instance, &birth);
             if let Some(parent) = birth.parent
                 && let Some(children) = self.by_parent.get_mut(&parent)
             {
@@ -386,7 +392,10 @@ impl State {
             self.sequence += 1;
             changes.push(RowChange { sequence: self.sequence, before: Some(row), after: None });
         }
-        for instance in std::mem::take(&mut self.dirty) {
+        // What one change brings about may join the list behind it.
+        let mut next = 0;
+        while let Some(instance) = self.dirty.get(next).copied() {
+            next += 1;
             let Some(run) = self.runs.get_mut(&instance) else { continue };
             run.dirty = false;
             let before = run.row.clone();
@@ -408,8 +417,10 @@ impl State {
             container.sequence = self.sequence;
             self.index(instance, &after);
             self.run(instance).row = Some(after.clone());
+            self.touch_inner(instance, before.as_ref(), &after);
             changes.push(RowChange { sequence: self.sequence, before, after: Some(after) });
         }
+        self.dirty.clear();
         changes
     }
 
@@ -443,7 +454,9 @@ impl State {
     pub(crate) fn derive(&self, run: u64, only: Option<Source>, provenance: Option<&mut Provenance>) -> Option<Row> {
         let run = self.runs.get(&run)?;
         let container = run.keys.first().and_then(|key| self.claims.get(key)).map(|claim| &claim.statements);
-        let mut context = Context { host: self.host, live: self.live, cgroup: None, only, pauses: &self.pauses };
+        let parent = self.parent_of(run);
+        let (host, live, pauses, parent) = (self.host, self.live, &self.pauses, parent.as_ref());
+        let mut context = Context { host, live, cgroup: None, only, pauses, parent };
         let mut row = merge::derive(run, container, context, None)?;
         if let Some(seen) = row.container.cgroup.id.and_then(|id| self.cgroups.get(&id)) {
             context.cgroup = Some(seen);
@@ -460,7 +473,7 @@ impl State {
     pub(crate) fn shown_init(&self, key: &ContainerKey) -> Option<TaskId> {
         let run = &self.runs[&self.latest(key)?];
         let birth = run.shown.birth.filter(|_| run.shown.ended.is_none())?;
-        admits(key.domain, Some(&birth), run.creator).then_some(birth.task)
+        self.admits(key.domain, Some(&birth), run.creator).then_some(birth.task)
     }
 
     /// A run as it is published, if it is.
@@ -501,16 +514,6 @@ impl State {
 
 fn unclaimed(run: &Run) -> Option<Birth> {
     run.shown.birth.filter(|_| run.keys.is_empty() && run.shown.ended.is_none())
-}
-
-/// Whether a source that speaks for `domain` may say what the kernel shows; `creator` is who it says made the container.
-fn admits(domain: Domain, birth: Option<&Birth>, creator: Option<TaskId>) -> bool {
-    match domain {
-        Domain::Host => true,
-        Domain::User(uid) => birth.is_some_and(|birth| birth.uid == uid),
-        // What a process inside the container made is inside it, too; a number that such a process names proves nothing.
-        Domain::Container(_) => creator.is_some() && birth.is_some_and(|birth| birth.parent == creator),
-    }
 }
 
 #[cfg(test)]

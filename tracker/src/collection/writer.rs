@@ -316,6 +316,7 @@ mod tests {
         Birth {
             task: TaskId { pid: 7, start_ticks: 70 },
             parent: None,
+            outer: None,
             namespaces: Namespaces { mnt: 700, ..Namespaces::default() },
             generation: Some(1),
             cgroup_id: None,

@@ -38,6 +38,7 @@ fn web() -> Container {
         labels: labels(&[("tier", "front"), ("odd,key", "a*b"), ("empty", "")]),
         annotations: Labels::default(),
         details: Default::default(),
+        parent: None,
         task: None,
         namespaces: Namespaces::default(),
         generation: None,

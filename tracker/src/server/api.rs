@@ -12,7 +12,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::clock::{Wall, WallClock};
-use crate::container::{self, Cgroup, Details, Domain, Exit, Grade, Image, Kind, Labels, Pod, Runtime, State, Str};
+use crate::container::{
+    self, Cgroup, Details, Domain, Exit, Grade, Image, Kind, Labels, Parent, Pod, Runtime, State, Str,
+};
 use crate::fact::Source;
 use crate::source::health::{Condition, Health};
 use crate::time::BootTime;
@@ -63,6 +65,9 @@ pub struct Container {
     /// How its runtime set it up, as fields of the container's own.
     #[serde(flatten)]
     pub details: Arc<Details>,
+    /// The container that it was started in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
     /// Init pid in the host's pid namespace.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pid: Option<u32>,
@@ -134,6 +139,7 @@ impl Container {
             pidns: known(container.namespaces.pid),
             host_network: container.host_network,
             cgroup: container.cgroup.clone(),
+            parent: container.parent.clone(),
             bundle: container.bundle.clone(),
             created_at: wall(container.created_at),
             started_at: wall(container.started_at),
@@ -365,6 +371,7 @@ pub(crate) mod tests {
             labels: Labels::default(),
             annotations: Labels::default(),
             details: Default::default(),
+            parent: None,
             task: None,
             namespaces: Namespaces::default(),
             generation: None,

@@ -67,6 +67,7 @@ fn birth(number: u32, at: u64) -> Birth {
     Birth {
         task: TaskId { pid: 1000 + number, start_ticks: 7 },
         parent: None,
+        outer: None,
         namespaces: Namespaces { mnt: 100 + number, net: 200, pid: 300 + number, cgroup: 0, user: 0 },
         generation: Some(u64::from(number)),
         cgroup_id: Some(400 + u64::from(number)),

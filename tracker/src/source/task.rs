@@ -208,6 +208,7 @@ impl TaskView {
         Birth {
             task: self.task,
             parent: self.parent,
+            outer: self.parent.and_then(mount_namespace_of),
             namespaces: self.namespaces,
             generation: self.generation,
             cgroup_id: self.cgroup.id,
@@ -216,6 +217,14 @@ impl TaskView {
             executed,
         }
     }
+}
+
+/// The mount namespace of a process, as long as it is there.
+pub(crate) fn mount_namespace_of(task: TaskId) -> Option<u32> {
+    let process = Task::open(task.pid).ok()?;
+    let mnt = fstatat(process.dir.as_fd(), "ns/mnt", AtFlags::empty()).ok()?.st_ino as u32;
+    // Asked afterwards: then it was this one all the time.
+    process.is(task).then_some(mnt)
 }
 
 /// This process's own namespaces: the host's, for a tracker that runs as it should.

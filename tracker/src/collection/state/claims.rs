@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use super::{State, admits};
+use super::State;
 use crate::collection::journal::Event;
 use crate::collection::news::News;
 use crate::collection::run::{Run, Statements};
@@ -65,7 +65,7 @@ impl State {
         };
         let with_task = task.and_then(|task| self.by_task.get(&task).copied());
         let with_task = with_task.filter(|run| {
-            let admitted = admits(key.domain, self.runs[run].shown.birth.as_ref(), creator);
+            let admitted = self.admits(key.domain, self.runs[run].shown.birth.as_ref(), creator);
             self.counts.foreign_claims += u64::from(!admitted);
             admitted
         });
@@ -78,7 +78,7 @@ impl State {
         let child = creator.filter(|_| task.is_none()).and_then(|creator| {
             let unclaimed = |run: &u64| {
                 let run = &self.runs[run];
-                admits(key.domain, run.shown.birth.as_ref(), Some(creator)) && run.creator.is_none()
+                self.admits(key.domain, run.shown.birth.as_ref(), Some(creator)) && run.creator.is_none()
             };
             self.by_parent.get(&creator)?.iter().copied().find(unclaimed)
         });

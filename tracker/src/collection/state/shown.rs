@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use super::{State, admits};
+use super::State;
 use crate::collection::journal::Event;
 use crate::container::TaskId;
 use crate::fact::{Birth, End, Execution, Source};
@@ -21,7 +21,7 @@ impl State {
         let unproven = self.by_unproven_task.get(&birth.task).copied();
         let proven = unproven.filter(|run| {
             let run = &self.runs[run];
-            run.keys.iter().all(|key| admits(key.domain, Some(&birth), run.creator))
+            run.keys.iter().all(|key| self.admits(key.domain, Some(&birth), run.creator))
         });
         let run = match known.or(of_task).or(made).or(proven) {
             Some(run) => run,
@@ -136,6 +136,7 @@ impl State {
             }
         }
         self.succeed(run, birth.namespaces.mnt, born_at);
+        self.enclose(run);
     }
 
     /// Whether the namespace was born on another process: who joined it, or lives on after its init, is not a picture of

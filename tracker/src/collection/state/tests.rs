@@ -1,6 +1,7 @@
 //! The state through its narrow door: facts in, rows out.
 
 mod attribution;
+mod nesting;
 
 use std::collections::BTreeMap;
 
@@ -53,6 +54,7 @@ impl Life {
         Birth {
             task: self.task(),
             parent: Some(self.creator()),
+            outer: None,
             namespaces: Namespaces { mnt: self.mnt, net: self.mnt + 1000, pid: self.mnt + 2000, cgroup: 4, user: 5 },
             generation: Some(self.generation),
             cgroup_id: Some(self.cgroup),

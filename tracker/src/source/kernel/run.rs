@@ -13,9 +13,10 @@ use super::pace::Pace;
 use super::translate::translate;
 use super::{Kernel, KernelError, Stats};
 use crate::collection::door::{Ended, Facts};
-use crate::fact::{Fact, Source};
+use crate::fact::{Fact, Source, What};
 use crate::source::health::{Condition, HealthBoard};
 use crate::source::scan::AuditRequest;
+use crate::source::task::mount_namespace_of;
 
 /// Facts of one step; a burst beyond it is stated in several.
 const BATCH: usize = 1024;
@@ -129,6 +130,7 @@ impl Kernel {
             if batch.is_empty() {
                 break;
             }
+            look_around(&mut batch);
             state(batch)?;
         }
         stats.records.fetch_add(total as u64, Ordering::Relaxed);
@@ -141,6 +143,16 @@ impl Kernel {
 fn is_superseded(known: &super::KnownTable, record: &ProcessRecord) -> bool {
     record.flags & ProcessRecord::BORN != 0
         && known.get(life::key(&record.task)).is_some_and(|known| known.init_start < record.task.start_ns)
+}
+
+/// Looks in which mount namespace the parents of the newborn are: soon, since many live no longer than their child's birth.
+/// Who has gone by then is looked for by the next audit, among whoever adopted the child.
+fn look_around(batch: &mut [Fact]) {
+    for fact in batch {
+        if let What::Born(birth) = &mut fact.what {
+            birth.outer = birth.parent.and_then(mount_namespace_of);
+        }
+    }
 }
 
 fn count(counter: &AtomicU64) {

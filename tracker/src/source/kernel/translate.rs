@@ -11,6 +11,7 @@ pub(crate) fn birth(task: &TaskFacts, born: u64, executed: bool, v2: bool) -> Bi
     Birth {
         task: task_id(task),
         parent: parent_id(task),
+        outer: None,
         namespaces: Namespaces {
             mnt: task.mntns,
             net: task.netns,

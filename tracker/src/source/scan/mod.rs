@@ -17,6 +17,7 @@ use crate::source::health::{Condition, HealthBoard};
 use crate::source::kernel::setup::host_namespace;
 use crate::source::kernel::translate::{birth, task_id};
 use crate::source::kernel::{Kernel, KernelError, Machine};
+use crate::source::task::mount_namespace_of;
 use crate::time::BootTime;
 
 mod adopt;
@@ -167,7 +168,8 @@ impl Scanner {
             |init: &TaskFacts| if self.iterator.is_ok() { init.start_ns } else { task_id(init).started_by().0 };
         let birth_of = |init| {
             let born = self.adoption.as_ref().and_then(|adoption| adoption.born(init)).unwrap_or_else(|| started(init));
-            birth(init, born, init.has_executed(), self.v2)
+            let birth = birth(init, born, init.has_executed(), self.v2);
+            Birth { outer: birth.parent.and_then(mount_namespace_of), ..birth }
         };
         inits.iter().map(birth_of).collect()
     }
