@@ -156,6 +156,7 @@ fn long_lived_tasks_and_threads_start_in_one_place() {
         ),
         ("tracker/src/source/proc/", "threads that may be lost to a file that hangs, four at most"),
         ("tracker/src/source/find/", "one look at a time, of which four may be lost to a file that hangs"),
+        ("tracker/src/source/aside.rs", "threads that may be lost to a file that hangs, a few at most"),
         ("tracker/src/cli/", "what a command does while it waits, until it ends"),
         ("tracker/src/main.rs", "the process's own signals"),
     ];

@@ -38,6 +38,8 @@ pub struct Config {
     pub route: route::Config,
     /// How runtimes are looked for.
     pub find: source::find::Config,
+    /// Where podman's service is looked for.
+    pub podman: source::podman::Config,
     /// Where containerds are looked for.
     #[cfg(feature = "containerd")]
     pub containerd: source::containerd::Config,

@@ -25,7 +25,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::barrier::{self, Barrier};
-use crate::collection::door::{Ask, Delivery, Ended, Facts, HeldStep};
+use crate::collection::door::{Ask, CloserLook, Delivery, Ended, Facts, HeldStep};
 use crate::collection::enrichment::Enrich;
 use crate::collection::feed::{Feed, FeedOptions};
 use crate::collection::hook::{Callback, Hook, HookStats};
@@ -34,7 +34,7 @@ use crate::collection::view::{Host, Published, Reader};
 use crate::collection::writer::{Figures, Stats as CollectionStats, Writer};
 use crate::config::Config;
 use crate::container::{Container, Str};
-use crate::fact::{Birth, Fact, Source, What};
+use crate::fact::{Fact, Source, What};
 use crate::filter::{BadPatterns, Filter};
 use crate::route::{self, Place, RouteError, Routes};
 use crate::selector::Selector;
@@ -98,6 +98,8 @@ pub struct Stats {
     pub scan: Arc<scan::Stats>,
     /// The `proc` source's.
     pub proc: Arc<source::proc::Stats>,
+    /// The podman source's.
+    pub podman: Arc<source::podman::Stats>,
     /// The containerd source's.
     #[cfg(feature = "containerd")]
     pub containerd: Arc<source::containerd::Stats>,
@@ -157,7 +159,7 @@ impl Tracker {
         Ok(Self::start_collection(config, host)?.0)
     }
 
-    fn start_collection(config: &Config, host: Host) -> Result<(Tracker, mpsc::Receiver<Birth>), StartError> {
+    fn start_collection(config: &Config, host: Host) -> Result<(Tracker, mpsc::Receiver<CloserLook>), StartError> {
         let filter = Filter::new(&config.filter)?;
         filter.warnings().iter().for_each(|warning| tracing::warn!(%warning, "a rule of the filter is left aside"));
         let node = config.node.clone().unwrap_or_else(host_name).into();
@@ -308,7 +310,7 @@ impl Tracker {
         Ok(())
     }
 
-    fn start_tasks(&self, config: Config, mut closer_looks: mpsc::Receiver<Birth>) {
+    fn start_tasks(&self, config: Config, mut closer_looks: mpsc::Receiver<CloserLook>) {
         let runtime = self.runtime.as_ref().expect("it is there until the tracker ends");
         let Handle { facts, health, stats, .. } = &self.handle;
         let (facts, health, cancel) = (|| facts.clone(), || health.clone(), || self.cancel.clone());
@@ -316,11 +318,18 @@ impl Tracker {
         // Who nobody vouches for is looked for in the runtimes' files, and may have been started by a runtime whose
         // binary is not marked yet.
         let (found_by_proc, proc_looks) = mpsc::channel(CLOSER_LOOKS);
+        // Of podman's containers, podman's own files tell more than the runtimes'.
+        let (found_by_podman, podman_looks) = mpsc::channel(CLOSER_LOOKS);
         let barrier = self.barrier.clone();
         let hints = Arc::new(Notify::new());
         let hint = Arc::clone(&hints);
         runtime.spawn(async move {
-            while let Some(birth) = closer_looks.recv().await {
+            while let Some(CloserLook { birth, is_claimed }) = closer_looks.recv().await {
+                // A full queue drops it: the next scan brings it again.
+                let _ = found_by_podman.try_send(birth);
+                if is_claimed {
+                    continue;
+                }
                 hint.notify_one();
                 if let Some(barrier) = &barrier {
                     barrier.learn(&birth);
@@ -344,6 +353,10 @@ impl Tracker {
                 source::cri::run(config.cri, sockets.cri, others, facts, health, stats, cancel).await;
             });
         }
+        let podman = Arc::clone(&stats.podman);
+        let of_podman = sockets.podman.clone();
+        let podman = source::podman::run(config.podman, of_podman, podman_looks, facts(), health(), podman, cancel());
+        runtime.spawn(podman);
         #[cfg(feature = "containerd")]
         {
             let containerd = Arc::clone(&stats.containerd);
@@ -581,6 +594,10 @@ fn wanted(config: &Config, api: Api) -> Wanted {
             let containerds = if containerds.enabled { containerds.configured } else { Vec::new() };
             let Config { cri, .. } = config;
             Wanted { enabled: cri.enabled, configured: cri.endpoints(&containerds), containerds: cri.containerds }
+        }
+        Api::Podman => {
+            let Config { podman, .. } = config;
+            Wanted { enabled: podman.enabled, configured: podman.endpoints(), containerds: false }
         }
         _ => Wanted::default(),
     }

@@ -17,7 +17,7 @@ use super::hook::Hook;
 use super::story::{Story, Who};
 use super::writer::Figures;
 use crate::container::{ContainerKey, TaskId};
-use crate::fact::Fact;
+use crate::fact::{Birth, Fact};
 
 /// Facts that may wait for the writer. At one microsecond a fact this is some 16 ms of work.
 const QUEUE_LEN: usize = 16_384;
@@ -322,6 +322,16 @@ impl HeldFacts {
     pub fn release(self) {
         self.latch.published();
     }
+}
+
+/// A wish to look closer at a container.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CloserLook {
+    /// Its first process.
+    pub birth: Birth,
+    /// Whether somebody vouches for it already. Then it is podman that may know more: it has no daemon that would tell by
+    /// itself.
+    pub is_claimed: bool,
 }
 
 #[cfg(test)]

@@ -287,6 +287,11 @@ pub(crate) fn derive(
     // Of what is in a pod a label or an annotation has told which it is.
     let is_pause = || image.as_ref()?.name.as_deref().filter(|name| context.pauses.contain(name));
     let kind = if kind == Kind::Container && pod.is_none() && is_pause().is_some() { Kind::Sandbox } else { kind };
+    let bundle = said.pick(Field::bundle, |said| said.bundle.clone());
+    let awaiting = awaited(run, &runtime, pod.is_some(), bundle.as_deref());
+    let is_outstanding =
+        |source: &Source| context.live.contains(*source) && !standing.contains(*source) && !state.is_over();
+    let awaiting = awaiting.iter().filter(is_outstanding).collect();
     let container = Container {
         id: made_up_or_stated_id(run),
         domain: run.keys.first().map_or_else(|| domain_of(run, context.host), |key| key.domain),
@@ -296,7 +301,7 @@ pub(crate) fn derive(
         state,
         grade,
         sequence: 0,
-        awaiting: awaited(run, standing, state, context.live, pod.is_some().then_some(&runtime)),
+        awaiting,
         sources: sources(run, container),
         runtime,
         image,
@@ -310,7 +315,7 @@ pub(crate) fn derive(
         generation: birth.and_then(|birth| birth.generation),
         host_network,
         cgroup,
-        bundle: said.pick(Field::bundle, |said| said.bundle.clone()),
+        bundle,
         created_at,
         started_at,
         exited_at: exited_at.filter(|_| state.is_over()),
@@ -331,16 +336,19 @@ fn sources(run: &Run, container: Option<&Statements>) -> SourceSet {
     run.statements.all().iter().chain(of_container.iter()).chain(kernel).collect()
 }
 
-/// Who will say something yet: containerd of a container under it, and a CRI server of one that is of a pod (`of_pod` is
-/// what manages it), as long as they answer.
-fn awaited(run: &Run, standing: SourceSet, state: State, live: SourceSet, of_pod: Option<&Runtime>) -> SourceSet {
+/// Who will say something yet: containerd of a container under it, a CRI server of one that is of a pod, and the podman
+/// source of podman's, as long as they answer.
+fn awaited(run: &Run, runtime: &Runtime, is_of_pod: bool, bundle: Option<&str>) -> SourceSet {
     let under = |scope: &str| run.keys.iter().any(|key| key.domain == Domain::Host && key.scope.starts_with(scope));
     let is_host_s = run.keys.iter().any(|key| key.domain == Domain::Host);
-    let by_cri_o = || is_host_s && of_pod.is_some_and(|runtime| runtime.name.as_deref() == Some("cri-o"));
-    let of_cri = of_pod.is_some() && (under(CRI_SCOPE) || by_cri_o());
-    let outstanding = |source| live.contains(source) && !standing.contains(source) && !state.is_over();
-    let expected = [(Containerd, under("containerd/")), (Cri, of_cri)].into_iter();
-    expected.filter(|(source, is_its)| *is_its && outstanding(*source)).map(|(source, _)| source).collect()
+    let managed_by = |manager: &str| runtime.name.as_deref() == Some(manager);
+    let of_cri = is_of_pod && (under(CRI_SCOPE) || is_host_s && managed_by("cri-o"));
+    // What a user's bundle says is not read by those who state it; where it lies tells enough to have a look.
+    let is_user_s = run.keys.first().is_some_and(|key| matches!(key.domain, Domain::User(_)));
+    let lies_there = |bundle: &str| bundle.contains("-containers/") && bundle.ends_with("/userdata");
+    let of_podman = is_host_s && managed_by("podman") || is_user_s && bundle.is_some_and(lies_there);
+    let expected = [(Containerd, under("containerd/")), (Cri, of_cri), (Podman, of_podman)];
+    expected.into_iter().filter(|(_, is_its)| *is_its).map(|(source, _)| source).collect()
 }
 
 /// The scope of the pods of a containerd.

@@ -17,7 +17,7 @@ use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::config::Config;
-use super::door::HeldStep;
+use super::door::{CloserLook, HeldStep};
 use super::journal::{Event, Line};
 use super::merge::{self, CgroupSeen, Context, Provenance};
 use super::pause::PauseImages;
@@ -501,19 +501,23 @@ impl State {
         said.flat_map(|statement| statement.missing.iter().cloned()).collect()
     }
 
-    /// The birth of a run that lives and that nobody vouches for: to be looked at more closely.
-    pub(crate) fn unclaimed(&self, instance: u64) -> Option<Birth> {
-        unclaimed(self.runs.get(&instance)?)
+    /// What is to be looked at more closely about a run, if anything is.
+    pub(crate) fn closer_look(&self, instance: u64) -> Option<CloserLook> {
+        closer_look(self.runs.get(&instance)?)
     }
 
     /// All of those.
-    pub(crate) fn all_unclaimed(&self) -> impl Iterator<Item = Birth> {
-        self.runs.values().filter_map(|run| unclaimed(run))
+    pub(crate) fn all_closer_looks(&self) -> impl Iterator<Item = CloserLook> {
+        self.runs.values().filter_map(|run| closer_look(run))
     }
 }
 
-fn unclaimed(run: &Run) -> Option<Birth> {
-    run.shown.birth.filter(|_| run.keys.is_empty() && run.shown.ended.is_none())
+/// A run that lives, and that nobody vouches for, or of which podman has not told yet.
+fn closer_look(run: &Run) -> Option<CloserLook> {
+    let is_claimed = !run.keys.is_empty();
+    let awaits_podman = || run.row.as_ref().is_some_and(|row| row.container.awaiting.contains(Source::Podman));
+    let birth = run.shown.birth.filter(|_| run.shown.ended.is_none() && (!is_claimed || awaits_podman()))?;
+    Some(CloserLook { birth, is_claimed })
 }
 
 #[cfg(test)]

@@ -59,6 +59,8 @@ pub(super) fn tell(state: &State, instance: u64) -> Option<Story> {
     let lines = lines.map(|line| StoryLine { at: line.at, source: line.source, text: line.event.text() }).collect();
     provenance.dedup();
     let mut missing = state.missing(instance);
+    // What one source could not read another may have.
+    missing.retain(|(field, _)| provenance.iter().all(|(known, _)| known != field));
     // A reason that somebody gave is better than ours.
     let unknown = unknown(&container).into_iter().filter(|(field, _)| missing.iter().all(|(of, _)| of != field));
     missing.extend(unknown.collect::<Vec<_>>());

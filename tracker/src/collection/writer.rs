@@ -16,14 +16,14 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::config::Config;
-use super::door::{Ask, Deliveries, Delivery, HeldStep, Hold};
+use super::door::{Ask, CloserLook, Deliveries, Delivery, HeldStep, Hold};
 use super::feed::{Feeds, Offer};
 use super::hook::Hook;
 use super::state::{Counts, RowChange, State};
 use super::story;
 use super::view::{Host, Published, Reader, Row, View};
 use crate::container::{Container, State as LifeState, Str};
-use crate::fact::{Birth, Fact, Source, What};
+use crate::fact::{Fact, Source, What};
 use crate::filter::Filter;
 use crate::histogram::Histogram;
 use crate::time::BootTime;
@@ -76,21 +76,22 @@ pub(crate) struct Writer {
     own_queue: mpsc::WeakSender<Delivery>,
     feeds: Feeds,
     hooks: Vec<Hook>,
-    closer: mpsc::Sender<Birth>,
+    closer: mpsc::Sender<CloserLook>,
     /// A scan was applied and not published yet.
     scanned: bool,
     stats: Arc<Stats>,
 }
 
 impl Writer {
-    /// What `filter` excludes is not published. `closer` takes requests to find out what an init process that nobody vouches for is.
+    /// What `filter` excludes is not published. `closer` takes requests to find out what an init process is that nobody
+    /// vouches for, or not everybody who could.
     pub(crate) fn new(
         config: Config,
         filter: Filter,
         host: Host,
         deliveries: Deliveries,
         own_queue: mpsc::WeakSender<Delivery>,
-        closer: mpsc::Sender<Birth>,
+        closer: mpsc::Sender<CloserLook>,
         stats: Arc<Stats>,
     ) -> Self {
         let view = View::new(host);
@@ -241,18 +242,17 @@ impl Writer {
         });
     }
 
-    /// Asks about those that are new, and at each scan about all: a look may have been dropped, or have failed for want of
-    /// descriptors, and its files may be there now.
+    /// Asks about those that are new, and about those of which a source is awaited that has to be shown them; at each scan
+    /// about all: a look may have been dropped, or have failed for want of descriptors, and its files may be there now.
     fn look_closer(&mut self, changes: &[RowChange]) {
-        let births: Vec<Birth> = if mem::take(&mut self.scanned) {
-            self.state.all_unclaimed().collect()
+        let looks: Vec<CloserLook> = if mem::take(&mut self.scanned) {
+            self.state.all_closer_looks().collect()
         } else {
-            let new =
-                changes.iter().filter(|change| change.before.is_none()).filter_map(|change| change.after.as_ref());
-            new.filter_map(|row| self.state.unclaimed(row.container.instance)).collect()
+            let new = changes.iter().filter(|change| is_new(change)).filter_map(|change| change.after.as_ref());
+            new.filter_map(|row| self.state.closer_look(row.container.instance)).collect()
         };
-        for birth in births {
-            if self.closer.try_send(birth).is_err() {
+        for look in looks {
+            if self.closer.try_send(look).is_err() {
                 self.stats.closer_looks_dropped.fetch_add(1, Ordering::Relaxed);
             }
         }
@@ -298,6 +298,16 @@ impl Writer {
     }
 }
 
+/// Whether a change may make a closer look worth while.
+fn is_new(change: &RowChange) -> bool {
+    let shown = |row: &Row| (row.container.task, row.container.awaiting);
+    match (&change.before, &change.after) {
+        (None, _) => true,
+        (Some(before), Some(after)) => shown(before) != shown(after) && !after.container.awaiting.is_empty(),
+        (Some(_), None) => false,
+    }
+}
+
 fn offer(change: &RowChange) -> Option<Offer<'_>> {
     // What begins to be excluded is removed for those who follow, what ceases to be is added.
     let before = change.before.as_ref().and_then(Row::published);
@@ -310,7 +320,7 @@ mod tests {
     use super::*;
     use crate::collection::door::Facts;
     use crate::container::{Exit, Namespaces, TaskId};
-    use crate::fact::End;
+    use crate::fact::{Birth, End};
 
     fn birth() -> Birth {
         Birth {
@@ -326,7 +336,7 @@ mod tests {
         }
     }
 
-    fn writer() -> (Writer, mpsc::Receiver<Birth>) {
+    fn writer() -> (Writer, mpsc::Receiver<CloserLook>) {
         let (facts, deliveries) = Facts::queue();
         let (closer, looks) = mpsc::channel(4);
         let queue = facts.sender().downgrade();
@@ -357,7 +367,7 @@ mod tests {
             let what = What::Scanned { inits: vec![birth], tasks: vec![birth.task] };
             writer.apply(vec![Fact { source: Source::Kernel, at: BootTime(800_000_000), what }]);
             writer.publish(Vec::new());
-            assert_eq!(looks.try_recv(), Ok(birth));
+            assert_eq!(looks.try_recv(), Ok(CloserLook { birth, is_claimed: false }));
             assert!(looks.try_recv().is_err(), "asked once at a time");
         }
         writer.publish(Vec::new());

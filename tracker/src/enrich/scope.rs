@@ -50,8 +50,13 @@ pub fn containerd(namespace: &str) -> Str {
 pub fn of(bundle: &Path, root: &Path, id: &ContainerId) -> Str {
     match containerd_namespace(bundle, id) {
         Some(namespace) => containerd(namespace),
-        None => format!("oci{}", tidy(root).display()).into(),
+        None => oci(root),
     }
+}
+
+/// The scope of containers whose OCI runtime keeps its state in `root`, and that are not containerd's.
+pub fn oci(root: &Path) -> Str {
+    format!("oci{}", tidy(root).display()).into()
 }
 
 /// What manages the container `id`, as far as the place of its bundle tells; `oci` is the OCI runtime's name.

@@ -6,7 +6,7 @@ use super::text::Families;
 use super::{buckets, read};
 use crate::barrier;
 use crate::route;
-use crate::source::{kernel, proc, scan};
+use crate::source::{kernel, podman, proc, scan};
 use crate::tracker::Stats;
 
 pub(super) fn add(families: &mut Families, stats: &Stats) {
@@ -14,6 +14,7 @@ pub(super) fn add(families: &mut Families, stats: &Stats) {
     barrier(families, &stats.barrier);
     scans(families, &stats.scan);
     state_directories(families, &stats.proc);
+    podman(families, &stats.podman);
     #[cfg(feature = "containerd")]
     containerd(families, &stats.containerd);
     #[cfg(feature = "cri")]
@@ -117,6 +118,35 @@ fn cri(families: &mut Families, stats: &crate::source::cri::Stats) {
     families.counter("cri_lists", "Times that everything was listed", read(&stats.lists));
     families.counter("cri_sessions_lost", "Connections that worked and then ended", read(&stats.sessions_lost));
     families.counter("cri_labels_left_out", "Labels that were too many or too long", read(&stats.left_out));
+}
+
+fn podman(families: &mut Families, stats: &podman::Stats) {
+    families.counter("podman_events", "Events received", read(&stats.events));
+    families.counter("podman_events_garbled", "Events that could not be read", read(&stats.events_garbled));
+    families.counter("podman_exec_exits", "Exits of processes executed in a container", read(&stats.exec_exits));
+    let calls = [
+        ("inspect", &stats.calls_inspect),
+        ("pod", &stats.calls_pod),
+        ("list", &stats.calls_list),
+        ("alive", &stats.calls_alive),
+    ];
+    let calls = calls.map(|(call, count)| (vec![("call", call.to_owned())], read(count)));
+    families.counters("podman_calls", "Calls, by what they are for", calls);
+    families.counter("podman_calls_late", "Calls without an answer in time", read(&stats.calls_late));
+    families.counter("podman_calls_failed", "Calls answered by an error", read(&stats.calls_failed));
+    families.counter("podman_lists", "Times that everything was listed", read(&stats.lists));
+    families.counter("podman_sessions_lost", "Services that worked and then ended", read(&stats.sessions_lost));
+    families.counter("podman_labels_left_out", "Labels that were too many or too long", read(&stats.left_out));
+    let help = "Looks at processes that may be containers of podman's, by its files";
+    families.counter("podman_looks", help, read(&stats.looks));
+    let ends = [
+        ("found", &stats.found),
+        ("refused", &stats.refused),
+        ("dropped", &stats.looks_dropped),
+        ("lost", &stats.looks_lost),
+    ];
+    let ends = ends.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], read(count)));
+    families.counters("podman_look_outcomes", "How these looks ended", ends);
 }
 
 fn routes(families: &mut Families, stats: &route::Stats) {

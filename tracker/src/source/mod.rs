@@ -1,5 +1,6 @@
 //! One file per source of facts.
 
+mod aside;
 pub mod complaints;
 #[cfg(feature = "containerd")]
 pub mod containerd;
@@ -14,8 +15,8 @@ pub mod health;
 pub mod images;
 pub mod manual;
 mod peer;
+pub mod podman;
 pub mod proc;
-#[cfg(any(feature = "containerd", feature = "cri"))]
 mod process;
 #[cfg(any(feature = "containerd", feature = "cri"))]
 mod roster;
