@@ -14,8 +14,16 @@ use tracker_tests::require;
 use tracker_tests::requirement::{program, root};
 use tracker_tests::routes::Listened;
 
-const TOPOLOGIES: usize = 12;
 const QUESTIONS: usize = 40;
+
+/// How many are drawn; fewer where each takes half a minute, in an emulated machine.
+fn topologies() -> usize {
+    if is_emulated() { 3 } else { 12 }
+}
+
+fn is_emulated() -> bool {
+    std::env::var_os("TRACKER_TESTS_IN_MACHINE").is_some()
+}
 
 /// A net ns with some interfaces, addresses, routes and rules, and another that its veths lead to.
 struct Topology {
@@ -336,7 +344,7 @@ fn what_we_say_is_what_ip_route_get_says() -> Result<()> {
     let mut rng = Rng::with_seed(seed);
     let house = Listened::start()?;
     let (mut compared, mut kinds) = (0, std::collections::BTreeMap::new());
-    for number in 0..TOPOLOGIES {
+    for number in 0..topologies() {
         let topology = Topology::draw(&mut rng)?;
         let netns = house.netns(&topology.net)?;
         for _ in 0..QUESTIONS {
@@ -369,6 +377,10 @@ fn what_we_say_is_what_ip_route_get_says() -> Result<()> {
         }
     }
     println!("{compared} answers compared: {kinds:?}");
+    if is_emulated() {
+        // Too few to have some of each.
+        return Ok(());
+    }
     // It would be no comparison if most of what was drawn made no sense.
     for kind in ["unicast", "local", "no-route", "blackhole", "unreachable", "prohibit", "broadcast", "multicast"] {
         assert!(kinds.contains_key(kind), "no {kind} among {kinds:?}, ROUTES_SEED={seed}");

@@ -39,6 +39,8 @@ pub(crate) const EMULATOR: &[Package] = &[
     Package { name: "busybox-static", shows: Shows::StaticProgram("busybox") },
     Package { name: "runc", shows: Shows::Program("runc") },
     Package { name: "crun", shows: Shows::Program("crun") },
+    Package { name: "iproute2", shows: Shows::Program("ip") },
+    Package { name: "xz-utils", shows: Shows::Program("xz") },
 ];
 
 /// Building the kernel side: a Rust compiler with its own sources, and LLVM for bpf-linker.

@@ -1,9 +1,9 @@
 //! Tests on other kernels: Debian's 6.1 and 6.12, booted by QEMU without any help of the machine's processor, with
 //! cgroup v2 and nothing else; and once with cgroup v1 and nothing else, for the tests that are about cgroups.
 //!
-//! A machine is a kernel and one initramfs: a static busybox, the tests linked statically, the tracker, runc and crun
-//! with their libraries. There is no disk and no network. Standard output of the tests is the second serial port; the
-//! first one is the kernel's, kept in a file. A machine that ends without saying `END rc=0` has failed, whatever it
+//! A machine is a kernel and one initramfs: a static busybox, the tests linked statically, the tracker, runc, crun and ip
+//! with their libraries, the kernels' modules for virtual interfaces. There is no disk and no network. Standard output of
+//! the tests is the second serial port; the first one is the kernel's, kept in a file. A machine that ends without saying `END rc=0` has failed, whatever it
 //! printed before.
 //!
 //! Emulation is 15 to 20 times slower than the machine: what passes here is right, how fast it was means nothing.
@@ -21,15 +21,19 @@ use crate::workspace::{find_program, output_of, succeed, target};
 mod kernels;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
-const MACHINE_SECONDS: u32 = 900;
+const MACHINE_SECONDS: u32 = 1_200;
 
 /// Test programs whose names begin so run in the machines, too. Of the barrier's, those that show that the kernel asks
 /// and is answered; hundreds of starts at once would take minutes here and show nothing else. The example has a probe of
-/// its own.
-const PREFIXES: &[&str] = &["kernel_", "barrier_held", "execsnoop", CGROUPS];
+/// its own. Of routes, those about what kernels say and announce.
+const PREFIXES: &[&str] =
+    &["kernel_", "barrier_held", "execsnoop", "routes_cache", "routes_hops", "routes_oracle", CGROUPS];
 
 /// The test programs that run where there is only cgroup v1, too.
 const CGROUPS: &str = "cgroup_";
+
+/// Interfaces that net namespaces are connected by; each after those that it needs.
+const MODULES: &[&str] = &["llc", "stp", "bridge", "macvlan", "veth"];
 
 /// Makes a cargo command for [`TARGET`] produce programs that need nothing but a kernel.
 pub(crate) fn link_statically(cargo: &mut Command) {
@@ -46,10 +50,10 @@ pub(crate) fn test(filter: Option<&str>) -> Result<Tally> {
     built.tests.retain(|program| PREFIXES.iter().any(|prefix| program.name.starts_with(prefix)));
     ensure!(!built.tests.is_empty(), "there is no test program whose name starts with one of {PREFIXES:?}");
     let tracker = test::build_tracker(Some(TARGET))?;
-    let initramfs = initramfs(&directory, &built, &tracker)?;
+    let kernels = kernels::obtain(&directory)?;
+    let initramfs = initramfs(&directory, &kernels, &built, &tracker)?;
 
     let mut tally = Tally::default();
-    let kernels = kernels::obtain(&directory)?;
     for kernel in &kernels {
         println!("\nLinux {}:", kernel.release);
         tally += boot(&directory, kernel, Cgroups::V2, &initramfs, filter)?;
@@ -63,7 +67,7 @@ pub(crate) fn test(filter: Option<&str>) -> Result<Tally> {
 }
 
 /// Packs everything that a machine has.
-fn initramfs(directory: &Path, built: &Built, tracker: &Path) -> Result<PathBuf> {
+fn initramfs(directory: &Path, kernels: &[kernels::Kernel], built: &Built, tracker: &Path) -> Result<PathBuf> {
     let root = directory.join("root");
     if root.exists() {
         fs::remove_dir_all(&root).with_context(|| format!("remove `{}`", root.display()))?;
@@ -97,12 +101,22 @@ fn initramfs(directory: &Path, built: &Built, tracker: &Path) -> Result<PathBuf>
     }
     install(tracker, &root.join("bin/tracker"))?;
     install(&tracker.with_file_name("examples").join("execsnoop"), &root.join("bin/examples/execsnoop"))?;
-    for runtime in ["runc", "crun"] {
-        let program = find_program(runtime).with_context(|| format!("find {runtime}"))?;
-        install(&program, &root.join("bin").join(runtime))?;
+    // The oracle of routes: busybox has an `ip`, too, which knows little.
+    fs::remove_file(root.join("bin/ip")).context("remove busybox's `ip`")?;
+    for name in ["runc", "crun", "ip"] {
+        let program = find_program(name).with_context(|| format!("find {name}"))?;
+        install(&program, &root.join("bin").join(name))?;
         for library in libraries(&program)? {
             let inside = root.join(library.strip_prefix("/").unwrap_or(&library));
             install(&library, &inside)?;
+        }
+    }
+
+    for kernel in kernels {
+        let modules = root.join("modules").join(&kernel.release);
+        fs::create_dir_all(&modules).with_context(|| format!("create `{}`", modules.display()))?;
+        for name in MODULES {
+            kernel.module(name, &modules)?;
         }
     }
 
@@ -159,7 +173,7 @@ fn boot(
     machine.arg("-kernel").arg(&kernel.image).arg("-initrd").arg(initramfs);
     // A panic reboots at once, and a reboot is the end of the machine.
     let filter = filter.map(|filter| format!(" tests.filter={filter}")).unwrap_or_default();
-    let expected = format!(" tests.kernel={}", kernel.line);
+    let expected = format!(" tests.kernel={} tests.modules={}", kernel.line, MODULES.join(","));
     machine.arg("-append").arg(format!("console=ttyS0 quiet panic=-1 tsc=reliable{expected}{layout}{filter}"));
     machine.arg("-serial").arg(format!("file:{}", console.display())).args(["-serial", "stdio"]);
 

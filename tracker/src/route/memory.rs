@@ -17,12 +17,12 @@ use super::clock::Millis;
 use super::key::Key;
 use super::stats::Own;
 
-/// Answers in a bucket.
+/// Answers in a bucket; [`Memory::within`] knows it, too.
 const WAYS: usize = 2;
 /// Buckets in the beginning: 4 KiB.
 const FEWEST: usize = 64;
 /// Answers that move at most to make room for one.
-const MOVES: usize = 32;
+const MOVES: usize = 128;
 /// Answers that are shared before it is looked whether they still are.
 const SHARED: usize = 256;
 
@@ -88,7 +88,8 @@ struct Bucket([Slot; WAYS]);
 impl Slot {
     #[inline]
     fn is(&self, key: &Key) -> bool {
-        self.low == key.low && self.high == key.high as u32 && self.held.is_some()
+        let differs = self.low ^ key.low | u64::from(self.high ^ key.high as u32);
+        (differs == 0) & self.held.is_some()
     }
 
     fn is_true(&self, now: Millis) -> bool {
@@ -176,11 +177,16 @@ impl Memory {
     #[inline]
     fn find(&self, key: &Key) -> Option<Place> {
         let [first, second] = self.places(key.low, key.high as u32);
-        let within = |bucket: usize| {
-            let ways = &self.buckets[bucket].0;
-            (0..WAYS).find(|way| ways[*way].is(key)).map(|way| Place { bucket, way })
-        };
-        within(first).or_else(|| within(second))
+        self.within(first, key).or_else(|| self.within(second, key))
+    }
+
+    /// Which of the two it is, nobody can guess: it is computed rather than decided, so that the processor goes on with
+    /// what comes next while it waits for this line.
+    #[inline]
+    fn within(&self, bucket: usize, key: &Key) -> Option<Place> {
+        let [first, second] = &self.buckets[bucket].0;
+        let (is_first, is_second) = (first.is(key), second.is(key));
+        (is_first | is_second).then_some(Place { bucket, way: usize::from(is_second) })
     }
 
     /// The buckets of a key: any two, so that few keys have the same.
@@ -265,17 +271,17 @@ impl Memory {
     fn settle(&mut self, mut slot: Slot) -> Option<Slot> {
         let most = if self.is_full() { 1 } else { MOVES };
         let mut before = usize::MAX;
-        for step in 0..most {
+        for left in (0..most).rev() {
             let places = self.places(slot.low, slot.high);
             if let Some(place) = places.into_iter().find_map(|bucket| self.free_in(bucket)) {
                 *self.slot_mut(place) = slot;
                 self.used += 1;
                 return None;
             }
-            if step + 1 < most {
-                // Not to where it was just driven out.
+            if left > 0 {
+                // Not to where it was just driven out; and in no order, or the same few would drive each other out.
                 let bucket = if places[0] == before { places[1] } else { places[0] };
-                std::mem::swap(self.slot_mut(Place { bucket, way: step % WAYS }), &mut slot);
+                std::mem::swap(self.slot_mut(Place { bucket, way: fastrand::usize(..WAYS) }), &mut slot);
                 before = bucket;
             }
         }
@@ -464,6 +470,16 @@ mod tests {
         let used = house.memory.buckets.iter().flat_map(|bucket| &bucket.0).filter(|slot| slot.held.is_some()).count();
         assert_eq!(house.memory.used, used);
         assert!(used > 28_000 && house.memory.shared.len() == 1, "{used}");
+    }
+
+    #[test]
+    fn a_hundred_thousand_answers_are_remembered_in_four_mebibytes() {
+        let mut house = House::new(8 << 20);
+        for key in keys(100_000) {
+            house.keep(key, SOON);
+            assert!(house.is_known(key, NOW));
+        }
+        assert_eq!((house.memory.used, size_of_val(&*house.memory.buckets)), (100_000, 4 << 20));
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub struct Config {
     /// known.
     pub directories: Vec<PathBuf>,
     /// Bytes of answers that are kept; 16 MiB by default, which is some hundred thousand. Those that were not used for
-    /// long make room.
+    /// long make room. Each thread that looks up remembers what it has found, in up to half as many bytes of its own.
     pub cache_bytes: u64,
     /// From which age on an answer is asked for again, whatever was heard: for what the kernel does not announce. 60,000 by
     /// default.

@@ -18,6 +18,26 @@ pub(crate) struct Kernel {
     pub(crate) line: &'static str,
     /// The file to boot.
     pub(crate) image: PathBuf,
+    /// Where its modules are.
+    modules: PathBuf,
+}
+
+impl Kernel {
+    /// Puts a module into a directory, as `name.ko`.
+    pub(crate) fn module(&self, name: &str, into: &Path) -> Result<()> {
+        let mut find = Command::new("find");
+        find.arg(&self.modules).args(["-name", &format!("{name}.ko"), "-o", "-name", &format!("{name}.ko.xz")]);
+        let found = output_of(&mut find)?;
+        let found = found.lines().next();
+        let from = found.with_context(|| format!("find the module `{name}` in `{}`", self.modules.display()))?;
+        let to = into.join(format!("{name}.ko"));
+        if !from.ends_with(".xz") {
+            return fs::copy(from, &to).map(drop).with_context(|| format!("copy `{from}` to `{}`", to.display()));
+        }
+        // The machines' own `insmod` takes none that is compressed.
+        let to = fs::File::create(&to).with_context(|| format!("create `{}`", to.display()))?;
+        succeed(Command::new("xz").args(["--decompress", "--stdout", from]).stdout(to))
+    }
 }
 
 /// The lines that are tested, and the package that depends on the newest kernel of each in Debian bookworm.
@@ -54,7 +74,8 @@ fn unpacked_kernel(line: &'static str, directory: &Path) -> Option<Kernel> {
     let entries = fs::read_dir(directory.join("boot")).ok()?;
     entries.flatten().find_map(|entry| {
         let release = entry.file_name().to_str()?.strip_prefix("vmlinuz-")?.to_owned();
-        Some(Kernel { release, line, image: entry.path() })
+        let modules = directory.join("lib/modules").join(&release);
+        Some(Kernel { release, line, image: entry.path(), modules })
     })
 }
 
