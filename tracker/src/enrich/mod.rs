@@ -5,6 +5,7 @@
 
 pub mod caps;
 pub mod cgroup;
+pub mod env;
 pub(crate) mod kubelet;
 pub mod oci;
 pub mod scope;
