@@ -19,6 +19,8 @@ pub use crate::image::IMAGE;
 /// A running daemon. All that it started ends with it.
 pub struct Containerd {
     daemon: Option<Process>,
+    /// The process in whose mount and pid namespaces it runs, if not in the host's.
+    inside: Option<u32>,
     runtime: Runtime,
     crun: Option<Runtime>,
     directory: TempDir,
@@ -27,25 +29,30 @@ pub struct Containerd {
 impl Containerd {
     /// Starts a daemon and waits until it answers.
     pub fn start() -> Result<Containerd> {
-        Self::start_with(|_| Ok(String::new()))
+        Self::start_with(None, |_| Ok(String::new()))
+    }
+
+    /// The same in the mount and pid namespaces of a process, which has the host's programs and `/tmp`.
+    pub fn start_inside(pid: u32) -> Result<Containerd> {
+        Self::start_with(Some(pid), |_| Ok(String::new()))
     }
 
     /// The same with the plugin that a kubelet talks to, for [`Kubelet`](kubelet::Kubelet). Its images are imported.
     pub fn start_with_cri() -> Result<Containerd> {
-        let containerd = Self::start_with(kubelet::configure)?;
+        let containerd = Self::start_with(None, kubelet::configure)?;
         containerd.import_image(kubelet::NAMESPACE)?;
         Ok(containerd)
     }
 
     /// `more` may prepare files in the daemon's directory, and returns what is added to its configuration.
-    fn start_with(more: impl FnOnce(&Containerd) -> Result<String>) -> Result<Containerd> {
+    fn start_with(inside: Option<u32>, more: impl FnOnce(&Containerd) -> Result<String>) -> Result<Containerd> {
         // Short: a socket's path has at most 107 bytes.
         let directory =
             tempfile::Builder::new().prefix("ctrd-").tempdir().context("create a directory for containerd")?;
         let runtime = Runtime::copy(Kind::Runc, directory.path())?;
         // A second handler of pods; `ctr` and the default one use runc.
         let crun = Runtime::copy(Kind::Crun, directory.path()).ok();
-        let mut containerd = Containerd { daemon: None, runtime, crun, directory };
+        let mut containerd = Containerd { daemon: None, inside, runtime, crun, directory };
         let more = more(&containerd)?;
         let disabled = if more.is_empty() { "\"io.containerd.grpc.v1.cri\", " } else { "" };
         let config = containerd.config(disabled) + &more;
@@ -84,7 +91,8 @@ impl Containerd {
         self.daemon = None;
         let program = requirement::program("containerd").map_err(anyhow::Error::msg)?;
         let log = self.path("log");
-        let mut daemon = Process::start(Command::new(program).arg("--config").arg(self.path("config.toml")), &log)?;
+        let mut command = self.command(&program);
+        let mut daemon = Process::start(command.arg("--config").arg(self.path("config.toml")), &log)?;
         let answered = within(PATIENCE, || match daemon.ended() {
             Ok(None) => self.ctr("default", &["version"]).ok().map(|_| true),
             _ => Some(false),
@@ -101,7 +109,7 @@ impl Containerd {
         let log = self.path("ctr.log");
         let out = tempfile::NamedTempFile::new().context("create a file for the output of ctr")?;
         let program = requirement::program("ctr").map_err(anyhow::Error::msg)?;
-        let mut command = Command::new(program);
+        let mut command = self.command(&program);
         command
             .arg("--address")
             .arg(self.socket())
@@ -157,6 +165,14 @@ impl Containerd {
     /// The first component of all its containers' cgroup paths: the name of its directory, which is unique.
     pub fn cgroup(&self) -> String {
         self.directory.path().file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// A program, there where the daemon runs.
+    fn command(&self, program: &Path) -> Command {
+        let Some(pid) = self.inside else { return Command::new(program) };
+        let mut command = Command::new("nsenter");
+        command.args(["--target", &pid.to_string(), "--mount", "--pid", "--"]).arg(program);
+        command
     }
 
     /// A file or directory of its own, which goes with it.

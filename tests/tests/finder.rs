@@ -2,14 +2,21 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::path::Path;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde_json::Value;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::{Value, json};
+use tempfile::TempDir;
 use tracker_tests::containerd::{Containerd, IMAGE};
 use tracker_tests::daemon::Daemon;
+use tracker_tests::house::{House, PATIENT};
+use tracker_tests::runc::Kind as Oci;
 use tracker_tests::wait::eventually;
-use tracker_tests::{require, requirement};
+use tracker_tests::{kernel, require, requirement};
 
 /// A tracker that looks often and knows of no socket beforehand.
 fn tracker(more: &str) -> Result<Daemon> {
@@ -51,7 +58,7 @@ fn a_containerd_at_an_unusual_path_is_found_by_its_process_and_forgotten_when_it
     assert_eq!(container["domain"], Value::Null);
 
     containerd.kill();
-    std::fs::remove_file(containerd.socket())?;
+    fs::remove_file(containerd.socket())?;
     let wanted = containerd.socket().display().to_string();
     eventually("its line has gone", || {
         let lines = daemon.sources("containerd").ok()?;
@@ -59,5 +66,127 @@ fn a_containerd_at_an_unusual_path_is_found_by_its_process_and_forgotten_when_it
     });
     containerd.restart()?;
     line(&daemon, "containerd", &containerd.socket(), "live");
+    Ok(())
+}
+
+/// A directory that everybody may bind sockets in.
+fn commons() -> Result<TempDir> {
+    let directory = tempfile::Builder::new().prefix("fnd-").tempdir()?;
+    fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o1777))?;
+    Ok(directory)
+}
+
+/// Listeners of this user's, who is not root.
+fn listeners_of(uid: u32, paths: Vec<PathBuf>) -> Vec<UnixListener> {
+    // The system call, unlike the library's function, is about the calling thread alone.
+    let bind = move || {
+        // SAFETY: takes integers only.
+        let done = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+        assert_eq!(done, 0);
+        paths.into_iter().map(|path| UnixListener::bind(path).unwrap()).collect()
+    };
+    std::thread::spawn(bind).join().unwrap()
+}
+
+#[test]
+fn a_users_socket_does_not_speak_for_root_whatever_it_is_called() -> Result<()> {
+    require!(requirement::root());
+    let (directory, uid) = (commons()?, 4711);
+    let path = directory.path().join("containerd.sock");
+    let _listener = listeners_of(uid, vec![path.clone()]);
+    let daemon = tracker("")?;
+    let of_user = line(&daemon, "containerd", &path, "waiting");
+    assert_eq!(of_user["origin"], "name");
+    assert!(daemon.log().contains("User(4711)"), "{}", daemon.log());
+
+    // Root's file, by a mistake or by force, is not a listener of root's.
+    nix::unistd::chown(&path, Some(0.into()), None)?;
+    let refused = line(&daemon, "containerd", &path, "refused");
+    assert!(refused["detail"].as_str().unwrap().contains("uid 4711"), "{refused:#}");
+    Ok(())
+}
+
+#[test]
+fn who_keeps_quiet_is_waited_for_and_hostile_paths_are_refused() -> Result<()> {
+    require!(requirement::root());
+    let directory = commons()?;
+    let quiet = directory.path().join("containerd.sock");
+    let hostile = directory.path().join("a\u{1b}[2Jb");
+    fs::create_dir(&hostile)?;
+    let _listeners = [UnixListener::bind(&quiet)?, UnixListener::bind(hostile.join("containerd.sock"))?];
+    let daemon = tracker("")?;
+    let waiting = line(&daemon, "containerd", &quiet, "waiting");
+    assert!(waiting["detail"].as_str().unwrap().contains("no answer within"), "{waiting:#}");
+    let refused = eventually("it is refused", || {
+        let mut lines = daemon.sources("containerd").ok()?.into_iter();
+        lines.find(|line| line["what"].as_str().is_some_and(|what| what.contains("u{1b}[2Jb")))
+    });
+    assert_eq!(refused["condition"], "refused", "{refused:#}");
+    Ok(())
+}
+
+#[test]
+fn ten_thousand_listeners_fill_no_list_and_hide_nobody() -> Result<()> {
+    require!(requirement::root(), requirement::program("containerd"), requirement::program("runc"));
+    let directory = commons()?;
+    let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
+    let number = usize::try_from(most)?.saturating_sub(200).min(10_000);
+    let room = |n: usize| {
+        let room = directory.path().join(n.to_string());
+        fs::create_dir(&room)?;
+        fs::set_permissions(&room, fs::Permissions::from_mode(0o1777))?;
+        Ok(room.join("containerd.sock"))
+    };
+    let _listeners = listeners_of(4712, (0..number).map(room).collect::<Result<_>>()?);
+    let containerd = Containerd::start()?;
+    let daemon = tracker("")?;
+    line(&daemon, "containerd", &containerd.socket(), "live");
+    let told = daemon.sources("containerd")?.len();
+    assert!(told < 200, "{told} lines");
+    Ok(())
+}
+
+/// A runtime inside a container, with the programs and files of the host's.
+#[test]
+fn a_containerd_inside_a_container_speaks_for_what_is_in_there() -> Result<()> {
+    require!(Oci::Runc.requirement(), requirement::program("containerd"), kernel::permission_events());
+    let house = House::new(Oci::Runc)?;
+    let lent = ["/usr", "/lib", "/lib64", "/tmp", "/sys", "/etc", "/run"];
+    for path in lent {
+        fs::create_dir_all(house.root().path().join(path.trim_start_matches('/')))?;
+    }
+    let outer = house.bundle_with("finder-outer", &["sleep", "1000"], |config| {
+        let bind = |path| json!({"destination": path, "type": "bind", "source": path, "options": ["rbind", "rw"]});
+        config["mounts"].as_array_mut().unwrap().extend(lent.map(bind));
+    })?;
+    let config = house.config(
+        PATIENT,
+        "[containerd]\nsockets = []\nsockets-if-present = []\n[find]\ninterval-ms = 500\nnested = true\n",
+    );
+    let daemon = Daemon::start(&config)?;
+    let outer = house.runtime().create(&outer, "finder-outer")?;
+    outer.start()?;
+    eventually("the outer one is known", || daemon.in_state("finder-outer", "running"));
+
+    let inner = Containerd::start_inside(outer.pid())?;
+    let socket = inner.socket().display().to_string();
+    let found = eventually("it is asked", || {
+        let lines = daemon.sources("containerd").ok()?.into_iter();
+        let mut lines = lines.filter(|line| line["what"].as_str().is_some_and(|what| what.ends_with(&socket)));
+        lines.find(|line| line["condition"] == "live")
+    });
+    assert!(found["what"].as_str().unwrap().starts_with("/proc/"), "{found:#}");
+    inner.import_image("default")?;
+    inner.run("default", "finder-inner", &[], &["sleep", "1000"])?;
+    let container = eventually("what is in there is known", || {
+        daemon.in_state("finder-inner", "running").filter(|container| container["image"]["name"] == IMAGE)
+    });
+    let init = json!({"container": {"pid": outer.pid(), "start_ticks": kernel::start_ticks(outer.pid())?}});
+    assert_eq!((&container["domain"], &container["parent"]["id"]), (&init, &json!("finder-outer")), "{container:#}");
+    // Inside it has another pid, by which its runtime calls it.
+    let pid = u32::try_from(container["pid"].as_u64().unwrap())?;
+    assert_ne!(inner.pid("default", "finder-inner")?, pid);
+    assert_eq!(container["mntns"], json!(kernel::namespace(pid, "mnt")?));
     Ok(())
 }

@@ -57,6 +57,19 @@ pub(crate) fn mount_namespace_id(namespace: impl AsFd) -> io::Result<u64> {
     Ok(id)
 }
 
+/// The namespace above a pid or user namespace, unless that is outside of our own.
+pub(crate) fn parent_namespace(namespace: impl AsFd) -> io::Result<OwnedFd> {
+    // SAFETY: the request takes no argument.
+    let fd = unsafe { ns_get_parent(namespace.as_fd().as_raw_fd()) }?;
+    // SAFETY: the kernel has just put this fd into our table for us, and nobody else knows its number.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+nix::ioctl_none! {
+    /// `NS_GET_PARENT` of `linux/nsfs.h`.
+    ns_get_parent, 0xb7, 0x2
+}
+
 nix::ioctl_read! {
     /// `NS_GET_MNTNS_ID` of `linux/nsfs.h`.
     ns_get_mntns_id, 0xb7, 0x5, u64

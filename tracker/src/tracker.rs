@@ -108,9 +108,6 @@ pub struct Stats {
     pub cri: Arc<source::cri::Stats>,
     /// The finder's.
     pub find: Arc<find::Stats>,
-    /// The Docker source's.
-    #[cfg(feature = "docker")]
-    pub docker: Arc<source::docker::Stats>,
     /// The routes'.
     pub route: Arc<route::Stats>,
 }
@@ -344,7 +341,12 @@ impl Tracker {
         });
         runtime.spawn(source::proc::run(config.proc.clone(), proc_looks, facts(), health(), proc, cancel()));
         let kinds = |api| wanted(&config, api);
-        let (finder, sockets) = Finder::new(config.find.clone(), kinds, health(), Arc::clone(&stats.find));
+        let published = Arc::clone(&self.handle.published);
+        let whose = Box::new(move |mntns| {
+            let mut reader = Reader::new(Arc::clone(&published));
+            reader.by_mntns(mntns).container().filter(|container| container.kind.is_vouched_for())?.task
+        });
+        let (finder, sockets) = Finder::new(config.find.clone(), kinds, whose, health(), Arc::clone(&stats.find));
         runtime.spawn(finder.run(hints, cancel()));
         #[cfg(feature = "cri")]
         {
@@ -370,21 +372,6 @@ impl Tracker {
                 health(),
                 self.handle.images.clone(),
                 containerd,
-                cancel(),
-            );
-            runtime.spawn(source);
-        }
-        #[cfg(feature = "docker")]
-        {
-            let docker = Arc::clone(&stats.docker);
-            let source = source::docker::run(
-                config.docker,
-                config.env_allow,
-                sockets.docker,
-                facts(),
-                health(),
-                self.handle.images.clone(),
-                docker,
                 cancel(),
             );
             runtime.spawn(source);
@@ -605,11 +592,6 @@ fn wanted(config: &Config, api: Api) -> Wanted {
         Api::Containerd => {
             let Config { containerd, .. } = config;
             Wanted { enabled: containerd.enabled, configured: containerd.endpoints(), containerds: false }
-        }
-        #[cfg(feature = "docker")]
-        Api::Docker => {
-            let Config { docker, .. } = config;
-            Wanted { enabled: docker.enabled, configured: docker.endpoints(), containerds: false }
         }
         #[cfg(feature = "cri")]
         Api::Cri => {

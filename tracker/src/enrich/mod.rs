@@ -5,7 +5,6 @@
 
 pub mod caps;
 pub mod cgroup;
-pub mod env;
 pub(crate) mod kubelet;
 pub mod oci;
 pub mod scope;

@@ -34,11 +34,17 @@ pub fn stat(text: &[u8]) -> Option<Stat> {
     Some(Stat { parent_pid: u32::try_from(parent_pid).ok()?, flags: u32::try_from(flags).ok()?, start_ticks })
 }
 
-/// The pid in the process's own pid namespace, the last of those in `/proc/<pid>/status`.
+/// The pids in `/proc/<pid>/status`: in the reader's pid namespace, in the one below it, and so on down to the process's
+/// own. None in a kernel without pid namespaces.
+pub fn pids_in_namespaces(text: &[u8]) -> Vec<u32> {
+    let line = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"NSpid:")).unwrap_or_default();
+    let fields = line.split(|b| b.is_ascii_whitespace()).filter(|field| !field.is_empty());
+    fields.filter_map(|field| u32::try_from(number(field)?).ok()).collect()
+}
+
+/// The pid in the process's own pid namespace, the last of those.
 pub fn pid_in_namespace(text: &[u8]) -> Option<u32> {
-    let line = text.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"NSpid:"))?;
-    let last = line.split(|b| b.is_ascii_whitespace()).rfind(|field| !field.is_empty())?;
-    u32::try_from(number(last)?).ok()
+    pids_in_namespaces(text).last().copied()
 }
 
 /// The real uid in `/proc/<pid>/status`, in the reader's user namespace.

@@ -12,8 +12,9 @@ use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Code, Status};
 
-use super::peer::check_peer;
+use super::peer;
 use super::supervise::End;
+use crate::container::Domain;
 
 /// Why a call brought nothing.
 #[derive(Debug, thiserror::Error)]
@@ -63,13 +64,13 @@ impl From<CallError> for End {
     }
 }
 
-/// Connects to a socket of the host's, and looks who is there.
-pub(crate) async fn connect(path: &Path, deadline: Duration) -> Result<Channel, CallError> {
+/// Connects to a socket, and looks whether who is there may speak for `domain`.
+pub(crate) async fn connect(path: &Path, domain: Domain, deadline: Duration) -> Result<Channel, CallError> {
     let shown = path.display().to_string();
     let stream = within("connect", deadline, UnixStream::connect(path))
         .await?
         .map_err(|source| CallError::Absent { path: shown.clone(), source })?;
-    check_peer(&stream).map_err(|reason| CallError::Unsuitable { path: shown.clone(), reason })?;
+    peer::check(&stream, domain).map_err(|reason| CallError::Unsuitable { path: shown.clone(), reason })?;
 
     let mut stream = Some(stream);
     let connector = tower::service_fn(move |_: Uri| {

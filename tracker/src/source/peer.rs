@@ -32,11 +32,6 @@ pub(crate) fn file_id(path: &Path) -> Option<FileId> {
     std::fs::metadata(path).ok().map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// Whether the listener may speak for the host.
-pub(crate) fn check_peer(stream: &impl AsFd) -> Result<(), String> {
-    check(stream, Domain::Host)
-}
-
 /// Whether the listener at the other end of `stream` may speak for `domain`; the error is for people.
 pub(crate) fn check(stream: &impl AsFd, domain: Domain) -> Result<(), String> {
     let listener = Listener::of(stream).map_err(|error| format!("ask who listens: {error}"))?;

@@ -70,6 +70,14 @@ impl Roster {
         })
     }
 
+    /// What a daemon has in one scope.
+    pub(crate) fn held_by(&self, peer: &Path, scope: &Str) -> Vec<ContainerKey> {
+        self.with(|inner| {
+            let held = inner.holders.iter().filter(|(key, holders)| key.scope == *scope && holders.contains(peer));
+            held.map(|(key, _)| key.clone()).collect()
+        })
+    }
+
     /// Whether a daemon reports. Returns whether this changes whether any of them does.
     pub(crate) fn set_live(&self, peer: &Path, live: bool) -> bool {
         self.with(|inner| {

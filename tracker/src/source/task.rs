@@ -120,6 +120,27 @@ impl Task {
         Ok(task::pid_in_namespace(&self.read("status", MAX_FILE_LEN)?))
     }
 
+    /// Its pids, from this process's pid namespace down to its own.
+    pub(crate) fn pids_in_namespaces(&self) -> io::Result<Vec<u32>> {
+        Ok(task::pids_in_namespaces(&self.read("status", MAX_FILE_LEN)?))
+    }
+
+    /// Whether its pid namespace is the one with this inode number, or below it.
+    pub(crate) fn is_in_pid_namespace(&self, inode: u32) -> io::Result<bool> {
+        let flags = OFlag::O_RDONLY | OFlag::O_CLOEXEC;
+        let mut namespace = openat(&self.dir, "ns/pid", flags, Mode::empty())?;
+        // The kernel has no deeper ones.
+        for _ in 0..=32 {
+            if nix::sys::stat::fstat(&namespace)?.st_ino as u32 == inode {
+                return Ok(true);
+            }
+            // There is nothing above our own that we might see.
+            let Ok(above) = sys::parent_namespace(&namespace) else { return Ok(false) };
+            namespace = above;
+        }
+        Ok(false)
+    }
+
     /// Its flags (`PF_…`).
     pub(crate) fn flags(&self) -> io::Result<u32> {
         Ok(self.stat()?.flags)

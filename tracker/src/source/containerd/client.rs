@@ -19,7 +19,7 @@ use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::Stats;
 use super::images::MAX_MANIFEST_LEN;
-use crate::container::{ContainerId, Str};
+use crate::container::{ContainerId, Domain, Str};
 use crate::source::grpc::{self, CallError, within};
 
 /// Bytes of one answer; containerd sends at most 16 MiB.
@@ -40,11 +40,12 @@ impl Client {
     /// Connects, and looks who is there.
     pub(super) async fn connect(
         path: &Path,
+        domain: Domain,
         deadline: Duration,
         list_deadline: Duration,
         stats: Arc<Stats>,
     ) -> Result<Self, CallError> {
-        Ok(Self { channel: grpc::connect(path, deadline).await?, deadline, list_deadline, stats })
+        Ok(Self { channel: grpc::connect(path, domain, deadline).await?, deadline, list_deadline, stats })
     }
 
     /// Asks for all events of all namespaces. containerd sends no headers before the first event, so that this does not

@@ -37,7 +37,7 @@ use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::collection::door::Facts;
-use crate::container::Str;
+use crate::container::{Domain, Str};
 use crate::fact::Source;
 use crate::source::complaints::Complaints;
 use crate::source::endpoint::{Endpoint, Endpoints, follow_all};
@@ -153,6 +153,8 @@ pub struct Stats {
 /// What one containerd's sessions share.
 struct Peer {
     path: PathBuf,
+    /// Whom it may speak for.
+    domain: Domain,
     /// The same for people.
     shown: Str,
     /// Not mentioned before it was seen.
@@ -187,10 +189,11 @@ pub async fn run(
     }
     let complaints = Arc::new(Complaints::default());
     let roster = Arc::new(Roster::default());
-    let peer = |Endpoint { path, is_expected, .. }: Endpoint| Peer {
+    let peer = |Endpoint { path, domain, is_expected }: Endpoint| Peer {
         line: Line::new(health.clone(), Source::Containerd, &path.display().to_string()),
         shown: path.display().to_string().into(),
         path,
+        domain,
         is_optional: !is_expected,
         was_seen: false,
         config: config.clone(),
@@ -212,5 +215,7 @@ async fn keep(peer: Peer, cancel: CancellationToken) {
     // Never contended: one session after the other. It lets each session borrow what they share.
     let peer = Mutex::new(peer);
     supervise(&line, backoff, &cancel, || async { session::run(&mut *peer.lock().await).await }).await;
+    // After the end of the collection there is nobody to tell.
+    let _ = session::leave(&*peer.lock().await).await;
     stored.forget(Source::Containerd, &shown);
 }

@@ -33,13 +33,14 @@ use super::describe::{Description, describe};
 use super::events::{self, boot_time};
 use super::images;
 use super::ledger::{ListedTask, Name, Wish, with_image};
+use crate::collection::door::Ended;
 use crate::container::{ContainerId, ContainerKey, Domain, State, Str};
 use crate::enrich::scope;
 use crate::fact::{Fact, Source, Statement, What};
 use crate::source::grpc::CallError;
 use crate::source::images::StoredImage;
 use crate::source::peer::{FileId, file_id};
-use crate::source::process::identity;
+use crate::source::process::identity_in;
 use crate::source::supervise::End;
 use crate::time::BootTime;
 
@@ -72,10 +73,15 @@ pub(super) async fn run(peer: &mut Peer) -> End {
         }
         Err(end) => end,
     };
-    if peer.roster.set_live(&peer.path, false) && peer.facts.state(vec![live(false)]).await.is_err() {
+    if leave(peer).await.is_err() {
         return End::Nobody;
     }
     end
+}
+
+/// This daemon no longer reports; nor does the source, if it was the last that did.
+pub(super) async fn leave(peer: &Peer) -> Result<(), Ended> {
+    if peer.roster.set_live(&peer.path, false) { peer.facts.state(vec![live(false)]).await } else { Ok(()) }
 }
 
 struct Session<'a> {
@@ -137,7 +143,8 @@ impl<'a> Session<'a> {
     async fn open(peer: &'a mut Peer) -> Result<Self, End> {
         let config = &peer.config;
         let list_deadline = config.list_deadline();
-        let client = Client::connect(&peer.path, config.deadline(), list_deadline, Arc::clone(&peer.stats)).await?;
+        let stats = Arc::clone(&peer.stats);
+        let client = Client::connect(&peer.path, peer.domain, config.deadline(), list_deadline, stats).await?;
         let subscription = Subscription::Asked(client.subscribe().boxed());
         let (describing, late_tasks) = (FuturesUnordered::new(), FuturesUnordered::new());
         Ok(Self {
@@ -247,7 +254,7 @@ impl<'a> Session<'a> {
         self.late_tasks.clear();
         for namespace in &namespaces {
             let at = BootTime::now();
-            let listing = read_namespace(&client, namespace, &mut self.peer.images);
+            let listing = read_namespace(&client, self.peer.domain, namespace, &mut self.peer.images);
             let listing = tokio::select! {
                 biased;
                 Err(error) = self.subscription.open() => Err(error),
@@ -308,14 +315,38 @@ impl<'a> Session<'a> {
     fn state_list(&mut self, namespace: &Str, at: BootTime, wishes: Vec<Wish>, facts: &mut Vec<Fact>) {
         let scope = scope::containerd(namespace);
         let keys = wishes.iter().filter_map(|wish| match wish {
-            Wish::State { name, .. } => Some(key(name)),
+            Wish::State { name, .. } => Some(self.key(name)),
             _ => None,
         });
-        let keys = self.peer.roster.replace(&self.peer.path, &scope, keys.collect());
+        let whole = self.whole_list(scope, at, keys.collect());
         for wish in wishes {
             self.grant(wish, facts);
         }
-        facts.push(Fact { source: Source::Containerd, at, what: What::Listed { scope, keys } });
+        facts.extend(whole);
+    }
+
+    /// The facts by which a list of all that there is in a scope takes back what is no more.
+    fn whole_list(&self, scope: Str, at: BootTime, keys: Vec<ContainerKey>) -> Vec<Fact> {
+        let fact = |what| Fact { source: Source::Containerd, at, what };
+        let roster = &self.peer.roster;
+        match self.peer.domain {
+            Domain::Host => {
+                let keys = roster.replace(&self.peer.path, &scope, keys);
+                vec![fact(What::Listed { scope, keys })]
+            }
+            // A list is about the host's containers; who speaks for others takes back one by one.
+            Domain::User(_) | Domain::Container(_) => {
+                let mut former = roster.held_by(&self.peer.path, &scope);
+                former.retain(|key| !keys.contains(key));
+                former.retain(|key| roster.remove(&self.peer.path, key));
+                former.into_iter().map(|key| fact(What::Withdrawn { key })).collect()
+            }
+        }
+    }
+
+    fn key(&self, name: &Name) -> ContainerKey {
+        let scope = scope::containerd(&name.namespace);
+        ContainerKey { domain: self.peer.domain, scope, id: name.id.clone() }
     }
 
     /// Applies an event and those that are ready behind it, then states what they changed.
@@ -355,7 +386,7 @@ impl<'a> Session<'a> {
         if event.what == events::Happened::ExecExited {
             self.peer.stats.exec_exits.fetch_add(1, Relaxed);
         }
-        let identity = event.pid().and_then(|pid| identity(pid, event.at));
+        let identity = event.pid().and_then(|pid| identity_in(self.peer.domain, pid, event.at));
         for wish in self.peer.ledger.apply(event, identity) {
             self.grant(wish, facts);
         }
@@ -365,12 +396,12 @@ impl<'a> Session<'a> {
         let fact = |at, what| Fact { source: Source::Containerd, at, what };
         match wish {
             Wish::State { name, at, statement } => {
-                let key = key(&name);
+                let key = self.key(&name);
                 self.peer.roster.add(&self.peer.path, key.clone());
                 facts.push(fact(at, What::Stated { key, statement }));
             }
             Wish::Withdraw { name, at } => {
-                let key = key(&name);
+                let key = self.key(&name);
                 if self.peer.roster.remove(&self.peer.path, &key) {
                     facts.push(fact(at, What::Withdrawn { key }));
                 }
@@ -386,8 +417,7 @@ impl<'a> Session<'a> {
             }
             Wish::ForgetNamespace(namespace) => {
                 let scope = scope::containerd(&namespace);
-                let keys = self.peer.roster.replace(&self.peer.path, &scope, vec![]);
-                facts.push(fact(BootTime::now(), What::Listed { scope, keys }));
+                facts.extend(self.whole_list(scope, BootTime::now(), vec![]));
             }
         }
     }
@@ -419,8 +449,9 @@ impl<'a> Session<'a> {
         at: BootTime,
         tasks: Result<Vec<Process>, CallError>,
     ) -> Result<(), End> {
+        let domain = self.peer.domain;
         let tasks = match tasks {
-            Ok(tasks) => tasks.into_iter().filter_map(|task| listed_task(task, at)).collect(),
+            Ok(tasks) => tasks.into_iter().filter_map(|task| listed_task(task, domain, at)).collect(),
             Err(error @ (CallError::Deadline { .. } | CallError::Answer { .. })) => {
                 if self.peer.complaints.due("tasks") {
                     warn!(socket = %self.peer.path.display(), %namespace, %error, "no list of tasks");
@@ -519,7 +550,12 @@ struct Listing {
 }
 
 /// Reads a whole namespace. An answer that cannot be read is no error here: only a connection that is of no more use is.
-async fn read_namespace(client: &Client, namespace: &Str, images: &mut images::Images) -> Result<Listing, CallError> {
+async fn read_namespace(
+    client: &Client,
+    domain: Domain,
+    namespace: &Str,
+    images: &mut images::Images,
+) -> Result<Listing, CallError> {
     // One call for all names; without it, each image is asked for by itself.
     match client.image_targets(namespace).await {
         Ok(targets) => {
@@ -553,7 +589,7 @@ async fn read_namespace(client: &Client, namespace: &Str, images: &mut images::I
     let at = BootTime::now();
     let mut listing_tasks = tasks(client.clone(), Arc::clone(namespace)).boxed();
     let (tasks, late_tasks) = match tokio::time::timeout(TASKS_GRACE, &mut listing_tasks).await {
-        Ok(Ok(tasks)) => (Some(tasks.into_iter().filter_map(|task| listed_task(task, at)).collect()), None),
+        Ok(Ok(tasks)) => (Some(tasks.into_iter().filter_map(|task| listed_task(task, domain, at)).collect()), None),
         Ok(Err(CallError::Answer { .. })) => (None, None),
         Ok(Err(error)) => return Err(error),
         Err(_) => (None, Some(listing_tasks)),
@@ -565,7 +601,7 @@ async fn tasks(client: Client, namespace: Str) -> Result<Vec<Process>, CallError
     client.tasks(&namespace).await
 }
 
-fn listed_task(task: Process, at: BootTime) -> Option<(ContainerId, ListedTask)> {
+fn listed_task(task: Process, domain: Domain, at: BootTime) -> Option<(ContainerId, ListedTask)> {
     let id = if task.id.is_empty() { &task.container_id } else { &task.id };
     let id = ContainerId::new(id).ok()?;
     let status = TaskStatus::try_from(task.status).unwrap_or(TaskStatus::Unknown);
@@ -578,7 +614,7 @@ fn listed_task(task: Process, at: BootTime) -> Option<(ContainerId, ListedTask)>
     };
     let exit = (state == Some(State::Exited))
         .then(|| (task.exit_status, task.exited_at.as_ref().and_then(boot_time).map(|exited| exited.min(at))));
-    let identity = if exit.is_none() { identity(task.pid, at) } else { None };
+    let identity = if exit.is_none() { identity_in(domain, task.pid, at) } else { None };
     Some((id, ListedTask { pid: task.pid, identity, state, exit }))
 }
 
@@ -592,10 +628,6 @@ async fn listed_images(listing: &mut Option<BoxFuture<'static, ListedImages>>) -
 
 fn image_name(statement: &Statement) -> Option<Str> {
     statement.image.as_ref()?.name.clone()
-}
-
-fn key(name: &Name) -> ContainerKey {
-    ContainerKey { domain: Domain::Host, scope: scope::containerd(&name.namespace), id: name.id.clone() }
 }
 
 fn live(live: bool) -> Fact {

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::Stats;
-use crate::container::ContainerId;
+use crate::container::{ContainerId, Domain};
 use crate::source::grpc::{self, CallError, within};
 
 /// Bytes of one answer; kubelets take as many.
@@ -44,7 +44,7 @@ impl Client {
         list_deadline: Duration,
         stats: Arc<Stats>,
     ) -> Result<Self, CallError> {
-        let channel = grpc::connect(path, deadline).await?;
+        let channel = grpc::connect(path, Domain::Host, deadline).await?;
         let cri = RuntimeServiceClient::new(channel).max_decoding_message_size(MAX_ANSWER_LEN);
         Ok(Self { cri, deadline, list_deadline, stats })
     }

@@ -40,6 +40,7 @@ use ask::{Answer, ask};
 use book::{Book, Place, Verdict, judge, shown};
 use eyes::{Attention, Eyes, Sighting};
 
+use crate::container::{Domain, TaskId};
 use crate::fact::Source;
 use crate::source::endpoint::{Endpoint, Endpoints};
 use crate::source::health::{Condition, HealthBoard};
@@ -55,13 +56,15 @@ pub struct Config {
     pub interval_ms: u64,
     /// How long a socket that has gone stays in the list, in milliseconds.
     pub forget_ms: u64,
+    /// Whether runtimes inside containers are asked, too. What they say is about containers inside those.
+    pub nested: bool,
     /// Where the host's root directory is: elsewhere than at `/` for a tracker that runs in a container of its own.
     pub host_root: PathBuf,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { enabled: true, interval_ms: 10_000, forget_ms: 60_000, host_root: "/".into() }
+        Self { enabled: true, interval_ms: 10_000, forget_ms: 60_000, nested: false, host_root: "/".into() }
     }
 }
 
@@ -173,20 +176,26 @@ pub struct Wanted {
     pub containerds: bool,
 }
 
+/// What a look brought, and what looked.
+type Look = (Eyes, Vec<Sighting>);
+
+/// The init process of the container that has a mount namespace.
+pub type Whose = Box<dyn Fn(u32) -> Option<TaskId> + Send + Sync>;
+
 /// Looks for runtimes. To be run as a task ([`Finder::run`]).
-#[derive(Debug)]
 pub struct Finder {
     config: Config,
     kinds: HashMap<Api, Kind>,
     health: HealthBoard,
     stats: Arc<Stats>,
+    whose: Whose,
     book: Book,
     /// What was asked: whether this file's listener speaks what its program's name promises.
     asked: HashMap<(Api, PathBuf, FileId), bool>,
-    lost: Vec<(PathBuf, JoinHandle<(Eyes, Vec<Sighting>)>)>,
+    /// Looks that have not come back, and where they are.
+    lost: Vec<(PathBuf, JoinHandle<Look>)>,
 }
 
-#[derive(Debug)]
 struct Kind {
     wanted: Wanted,
     tell: watch::Sender<Arc<[Endpoint]>>,
@@ -197,6 +206,7 @@ impl Finder {
     pub fn new(
         config: Config,
         mut wanted: impl FnMut(Api) -> Wanted,
+        whose: Whose,
         health: HealthBoard,
         stats: Arc<Stats>,
     ) -> (Self, Sockets) {
@@ -217,7 +227,7 @@ impl Finder {
             cri: kind(Api::Cri),
         };
         let book = Book::new(Duration::from_millis(config.forget_ms));
-        (Self { config, kinds, health, stats, book, asked: HashMap::new(), lost: Vec::new() }, sockets)
+        (Self { config, kinds, health, stats, whose, book, asked: HashMap::new(), lost: Vec::new() }, sockets)
     }
 
     /// Looks every now and then, and soon after a hint, until `cancel`. Hints that come while it looks are one.
@@ -254,7 +264,7 @@ impl Finder {
     }
 
     /// One look, in a thread that is left behind when a file does not answer.
-    async fn look(&mut self, mut eyes: Eyes) -> Option<(Eyes, Vec<Sighting>)> {
+    async fn look(&mut self, mut eyes: Eyes) -> Option<Look> {
         self.lost.retain(|(_, look)| !look.is_finished());
         let (began, attention) = (Instant::now(), eyes.attention());
         let mut look = tokio::task::spawn_blocking(move || {
@@ -282,8 +292,14 @@ impl Finder {
     /// Takes in what a look brought. Returns whether anything is used that was not.
     async fn take_in(&mut self, sightings: Vec<Sighting>) -> bool {
         let configured = self.configured_files();
-        let nested = |_| Err("its listener lives in a mount namespace of its own, such as a container's".to_owned());
-        let judged = sightings.into_iter().map(|sighting| (judge(&sighting, nested), sighting));
+        let nested = |mntns| match (self.config.nested, (self.whose)(mntns)) {
+            (true, Some(init)) => Ok(Domain::Container(init)),
+            (true, None) => {
+                Err("its listener lives in a mount namespace of its own, which is no known container's".into())
+            }
+            (false, _) => Err("its listener lives in a mount namespace of its own: see `find.nested`".to_owned()),
+        };
+        let judged = sightings.into_iter().map(|sighting| (judge(&sighting, &nested), sighting));
         let mut judged: Vec<(Verdict, Sighting)> = judged.collect();
         self.ask_what_they_speak(&mut judged).await;
         let gone = self.book.look(Instant::now(), &configured, judged);
