@@ -20,6 +20,7 @@ use crate::config::Config;
 pub(super) fn checks(config: &Config) -> Vec<Check> {
     let mut checks = oci_runtimes(&config.barrier);
     checks.extend(containerd(config));
+    checks.extend(cri(config));
     checks
 }
 
@@ -113,6 +114,49 @@ fn containerd_at(path: &Path) -> Option<Check> {
             Check::lacking(Verdict::Warn, subject, found, NO_CONTAINERD, remedy)
         }
     })
+}
+
+#[cfg(not(feature = "cri"))]
+fn cri(_: &Config) -> Vec<Check> {
+    let found = "this tracker was built without the CRI source";
+    vec![Check::lacking(Verdict::Warn, "CRI", found, NO_CRI, "build it with the feature `cri`")]
+}
+
+const NO_CRI: &str = "addresses, tries and ports of pods are not known";
+
+/// Asks each socket that is there; that there is none, or no CRI on it, is no lack where there are no pods.
+#[cfg(feature = "cri")]
+fn cri(config: &Config) -> Vec<Check> {
+    use crate::source::cri::probe;
+
+    if !config.cri.enabled {
+        let remedy = "set `cri.enabled` in the configuration";
+        return vec![Check::lacking(Verdict::Warn, "CRI", "switched off", NO_CRI, remedy)];
+    }
+    #[cfg(feature = "containerd")]
+    let containerds = if config.containerd.enabled { config.containerd.endpoints() } else { Vec::new() };
+    #[cfg(not(feature = "containerd"))]
+    let containerds = Vec::new();
+    let endpoints = config.cri.endpoints(&containerds);
+    let there = endpoints.into_iter().filter(|endpoint| endpoint.is_expected || endpoint.path.exists());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let asked = there.map(|endpoint| {
+        let path = endpoint.path;
+        let answer = match &runtime {
+            Ok(runtime) => runtime.block_on(probe(&path, PATIENCE)),
+            Err(error) => Err(error.to_string()),
+        };
+        let subject = format!("CRI {}", path.display());
+        match answer {
+            Ok(Some(server)) => Check::ok(subject, format!("answers: {server}")),
+            Ok(None) => Check::ok(subject, "is not spoken there, so there are no pods of a kubelet's"),
+            Err(error) => {
+                let remedy = "start it, or see what keeps it; the tracker connects when it answers";
+                Check::lacking(Verdict::Warn, subject, error, NO_CRI, remedy)
+            }
+        }
+    });
+    asked.collect()
 }
 
 /// Whether a tracker runs: that none does is a line for people, not a lack.

@@ -440,3 +440,216 @@ fn steady(old: Option<BootTime>, new: Option<BootTime>) -> Option<BootTime> {
         (_, new) => new,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::container::State;
+    use crate::enrich::scope;
+
+    fn id(name: &str) -> ContainerId {
+        ContainerId::new(name).unwrap()
+    }
+
+    fn at(ms: u64) -> BootTime {
+        BootTime(1_000_000_000 + ms * 1_000_000)
+    }
+
+    fn ledger() -> Ledger {
+        let mut ledger = Ledger::new(Domain::Host);
+        ledger.set_scope(Some(scope::containerd("k8s.io")));
+        ledger
+    }
+
+    fn described(kind: Kind, phase: Phase) -> Description {
+        let state = match phase {
+            Phase::Created => State::Created,
+            Phase::Running => State::Running,
+            Phase::Over => State::Exited,
+        };
+        let pod = Some(Pod { sandbox_id: Some("s1".into()), ..Pod::default() });
+        let of_pod = (kind == Kind::Sandbox)
+            .then(|| OfPod { pod: Pod { name: Some("web".into()), ..Pod::default() }, ..OfPod::default() });
+        let statement = Statement { kind: Some(kind), state: Some(state), pod, ..Statement::default() };
+        Description { statement, phase, of_pod, ..Description::default() }
+    }
+
+    fn told(kind: Kind, phase: Phase) -> Result<Told, NoStatus> {
+        Ok(Told { description: described(kind, phase), ..Told::default() })
+    }
+
+    fn hint(name: &str, phase: Phase) -> Hint {
+        Hint { id: id(name), kind: Kind::Container, phase, sandbox_id: Some("s1".into()) }
+    }
+
+    fn stated(wishes: &[Wish]) -> Vec<(String, Option<State>)> {
+        let state = |wish: &Wish| match wish {
+            Wish::State { key, statement, .. } => (key.id.to_string(), statement.state),
+            Wish::Withdraw { key, .. } => (key.id.to_string(), None),
+        };
+        wishes.iter().map(state).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_life_is_asked_about_twice_whatever_is_hinted() {
+        let (mut ledger, now) = (ledger(), Instant::now());
+        for _ in 0..5 {
+            ledger.hinted(hint("c1", Phase::Running), now, true);
+        }
+        assert_eq!(ledger.ask(now, 4), [], "it is given time to come true");
+        let settled = now + SETTLE;
+        assert_eq!(ledger.ask(settled, 4), [Subject::Container(id("c1"))]);
+        let wishes = ledger.answered(&id("c1"), at(1), settled, told(Kind::Container, Phase::Running));
+        assert_eq!(stated(&wishes), [("c1".to_owned(), Some(State::Running))]);
+        ledger.hinted(hint("c1", Phase::Running), settled, true);
+        assert_eq!(ledger.next_due(), None, "that is known");
+        ledger.hinted(hint("c1", Phase::Over), settled, false);
+        assert_eq!(ledger.ask(settled, 4).len(), 1);
+        let wishes = ledger.answered(&id("c1"), at(2), settled, told(Kind::Container, Phase::Over));
+        assert_eq!(stated(&wishes), [("c1".to_owned(), Some(State::Exited))]);
+        assert_eq!(
+            stated(&ledger.removed(&id("c1"), at(3)).into_iter().collect::<Vec<_>>()),
+            [("c1".to_owned(), None)]
+        );
+        assert_eq!(ledger.removed(&id("c1"), at(3)), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_that_is_behind_is_asked_once_more_and_then_a_list_decides() {
+        let (mut ledger, now) = (ledger(), Instant::now());
+        ledger.hinted(hint("c1", Phase::Running), now, false);
+        assert_eq!(ledger.ask(now, 4).len(), 1);
+        ledger.answered(&id("c1"), at(1), now, told(Kind::Container, Phase::Created));
+        let again = ledger.next_due().unwrap();
+        assert_eq!((again, ledger.ask(again, 4).len(), ledger.takes_list()), (now + RETRY, 1, false));
+        ledger.answered(&id("c1"), at(2), again, told(Kind::Container, Phase::Created));
+        assert_eq!((ledger.next_due(), ledger.takes_list(), ledger.takes_list()), (None, true, false));
+        let row = vec![(id("c1"), described(Kind::Container, Phase::Running))];
+        ledger.listed(at(3), again, row);
+        assert_eq!(ledger.ask(again, 4).len(), 1, "what it lists, it knows");
+
+        // Heard of, and never known: another's, or gone before it could be asked.
+        ledger.hinted(hint("ghost", Phase::Running), now, false);
+        for _ in 0..2 {
+            let due = ledger.next_due().unwrap();
+            assert_eq!(ledger.ask(due, 4).len(), 1);
+            assert_eq!(ledger.answered(&id("ghost"), at(4), due, Err(NoStatus::Gone)), []);
+        }
+        assert_eq!((ledger.next_due(), ledger.entries.len()), (None, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_list_brings_what_is_new_and_takes_back_what_is_gone() {
+        let (mut ledger, now) = (ledger(), Instant::now());
+        let rows = |names: &[&str]| -> Vec<_> {
+            names.iter().map(|name| (id(name), described(Kind::Container, Phase::Running))).collect()
+        };
+        assert_eq!(ledger.listed(at(1), now, rows(&["a", "b"])), [], "nothing is told of what was not asked about");
+        assert_eq!(ledger.ask(now, 1).len(), 1);
+        assert_eq!(ledger.ask(now, 4).len(), 1);
+        for name in ["a", "b"] {
+            assert_eq!(ledger.answered(&id(name), at(2), now, told(Kind::Container, Phase::Running)).len(), 1);
+        }
+        // Younger than the list that does not have it.
+        ledger.hinted(hint("c", Phase::Running), now, false);
+        assert_eq!(ledger.ask(now, 4).len(), 1);
+        ledger.answered(&id("c"), at(5), now, told(Kind::Container, Phase::Running));
+        assert_eq!(stated(&ledger.listed(at(4), now, rows(&["a"]))), [("b".to_owned(), None)]);
+        let mut known: Vec<_> = ledger.keys().into_iter().map(|key| key.id.to_string()).collect();
+        known.sort();
+        assert_eq!((known, ledger.next_due()), (vec!["a".to_owned(), "c".to_owned()], None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_container_is_told_anew_when_its_sandbox_is_known() {
+        let (mut ledger, now) = (ledger(), Instant::now());
+        let rows = vec![
+            (id("c1"), described(Kind::Container, Phase::Running)),
+            (id("s1"), described(Kind::Sandbox, Phase::Running)),
+        ];
+        ledger.listed(at(1), now, rows);
+        ledger.answered(&id("c1"), at(2), now, told(Kind::Container, Phase::Running));
+        let addresses: Arc<[Address]> =
+            Arc::new([Address { network: None, ip: [10, 0, 0, 1].into(), prefix_len: None }]);
+        let mut sandbox = described(Kind::Sandbox, Phase::Running);
+        sandbox.of_pod.as_mut().unwrap().addresses = Some(Arc::clone(&addresses));
+        let wishes = ledger.answered(&id("s1"), at(3), now, Ok(Told { description: sandbox, ..Told::default() }));
+        let of_container = wishes.iter().find_map(|wish| match wish {
+            Wish::State { key, statement, .. } if key.id == id("c1") => Some(statement),
+            _ => None,
+        });
+        let statement = of_container.unwrap();
+        assert_eq!(statement.details.as_ref().unwrap().addresses, Some(addresses));
+        assert_eq!(statement.pod.as_ref().unwrap().name.as_deref(), Some("web"));
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Hint(u8, u8),
+        List(Vec<(u8, u8)>),
+        Answer(u8, Option<u8>),
+        Removed(u8),
+        Ask,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let (who, phase) = (0..4_u8, 0..3_u8);
+        prop_oneof![
+            (who.clone(), phase.clone()).prop_map(|(who, phase)| Step::Hint(who, phase)),
+            prop::collection::vec((who.clone(), phase.clone()), 0..4).prop_map(Step::List),
+            (who.clone(), prop::option::of(phase)).prop_map(|(who, phase)| Step::Answer(who, phase)),
+            who.prop_map(Step::Removed),
+            Just(Step::Ask),
+        ]
+    }
+
+    proptest! {
+        /// Whatever is heard in whatever order: moments of one container never go back, only what was stated is withdrawn, and
+        /// whoever is due is known.
+        #[test]
+        fn any_order_is_survived(steps in prop::collection::vec(step(), 0..60)) {
+            let phase = |phase| [Phase::Created, Phase::Running, Phase::Over][phase as usize];
+            let name = |who: u8| id(&format!("c{who}"));
+            let (mut ledger, mut now) = (ledger(), Instant::now());
+            let mut stands = HashMap::<ContainerId, BootTime>::new();
+            for (number, step) in steps.into_iter().enumerate() {
+                let moment = at(number as u64);
+                now += Duration::from_millis(100);
+                let wishes: Vec<Wish> = match step {
+                    Step::Hint(who, of) => {
+                        ledger.hinted(Hint { id: name(who), ..hint("x", phase(of)) }, now, true);
+                        vec![]
+                    }
+                    Step::List(rows) => {
+                        let row = |(who, of)| (name(who), described(Kind::Container, phase(of)));
+                        ledger.listed(moment, now, rows.into_iter().map(row).collect())
+                    }
+                    Step::Answer(who, Some(of)) => {
+                        ledger.answered(&name(who), moment, now, told(Kind::Container, phase(of)))
+                    }
+                    Step::Answer(who, None) => ledger.answered(&name(who), moment, now, Err(NoStatus::Gone)),
+                    Step::Removed(who) => ledger.removed(&name(who), moment).into_iter().collect(),
+                    Step::Ask => {
+                        prop_assert!(ledger.ask(now, 4).len() <= 4);
+                        vec![]
+                    }
+                };
+                for wish in wishes {
+                    match wish {
+                        Wish::State { key, at, .. } => {
+                            prop_assert!(stands.insert(key.id, at).is_none_or(|before| before <= at));
+                        }
+                        Wish::Withdraw { key, .. } => prop_assert!(stands.remove(&key.id).is_some()),
+                    }
+                }
+                prop_assert_eq!(ledger.keys().len(), stands.len());
+                for (due, id) in &ledger.due {
+                    prop_assert_eq!(ledger.entries.get(id).and_then(|entry| entry.due), Some(*due));
+                }
+                prop_assert_eq!(ledger.due.len(), ledger.entries.values().filter(|entry| entry.due.is_some()).count());
+            }
+        }
+    }
+}

@@ -29,7 +29,7 @@ mod component_tests;
 #[cfg(test)]
 mod fake;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::Duration;
@@ -37,12 +37,14 @@ use std::time::Duration;
 use serde::Deserialize;
 use tokio::sync::{Mutex, broadcast};
 use tokio_util::sync::CancellationToken;
+use tonic::Code;
 
 use crate::collection::door::Facts;
 use crate::collection::feed::Feed;
 use crate::fact::Source;
 use crate::source::complaints::Complaints;
 use crate::source::endpoint::{Endpoint, Endpoints, follow_all};
+use crate::source::grpc::CallError;
 use crate::source::health::HealthBoard;
 use crate::source::peer::FileId;
 use crate::source::roster::Roster;
@@ -218,6 +220,20 @@ pub async fn run(
     tokio::select! {
         () = follow => {}
         never = hints::pass_on(others, &hints) => match never {},
+    }
+}
+
+/// Who answers the CRI on this socket, for people; `None` where somebody else does. Waits at most for two deadlines.
+pub async fn probe(path: &Path, deadline: Duration) -> Result<Option<String>, String> {
+    let client = client::Client::connect(path, deadline, deadline, Arc::default()).await;
+    let version = match client {
+        Ok(client) => client.version().await,
+        Err(error) => return Err(error.to_string()),
+    };
+    match version {
+        Ok(version) => Ok(Some(server::Server::new(&version.runtime_name, &version.runtime_version).shown())),
+        Err(CallError::Answer { code: Code::Unimplemented, .. }) => Ok(None),
+        Err(error) => Err(error.to_string()),
     }
 }
 
