@@ -12,6 +12,8 @@ use crate::source::task::Task;
 
 /// The containerd namespace of the CRI plugin.
 pub(super) const NAMESPACE: &str = "k8s.io";
+/// That of Docker's containers.
+const DOCKERS_NAMESPACE: &str = "moby";
 /// A command line of a conmon is a few hundred bytes.
 const MAX_ARGUMENTS_LEN: u64 = 64 << 10;
 /// Where CRI-O has runc keep its state unless it is told otherwise.
@@ -43,6 +45,11 @@ impl Server {
         matches!(self.name.as_str(), "cri-o" | "crio")
     }
 
+    /// Docker, by the service that speaks the CRI for it: its ids are Docker's.
+    fn is_docker(&self) -> bool {
+        self.name == "docker"
+    }
+
     /// Whether asking for its events takes none away from others.
     pub(super) fn has_events_for_all(&self) -> bool {
         let mut numbers = self.version.trim_start_matches('v').split(['.', '-', '+', '~']).map(str::parse::<u32>);
@@ -57,25 +64,34 @@ impl Server {
 
     /// What manages its containers; `handler` is a CRI runtime class's handler, or empty.
     pub(super) fn runtime(&self, handler: &str) -> Runtime {
-        let is_containerd = self.is_containerd();
+        let namespace = self.containerd_namespace();
         Runtime {
             name: caps::name(if self.is_cri_o() { "cri-o" } else { &self.name }),
-            namespace: is_containerd.then(|| NAMESPACE.into()),
             // containerd's own record, and its verbose information, name the shim instead.
-            handler: caps::name(handler).filter(|_| !is_containerd),
+            handler: caps::name(handler).filter(|_| namespace.is_none()),
+            namespace: namespace.map(Str::from),
             oci: None,
         }
     }
 
-    /// Whose ids all of its are, where they are in one scope: a containerd's.
+    /// The containerd namespace of all its containers.
+    fn containerd_namespace(&self) -> Option<&'static str> {
+        match self {
+            _ if self.is_containerd() => Some(NAMESPACE),
+            _ if self.is_docker() => Some(DOCKERS_NAMESPACE),
+            _ => None,
+        }
+    }
+
+    /// Whose ids all of its are, where they are in one scope: those under a containerd.
     pub(super) fn common_scope(&self) -> Option<Str> {
-        self.is_containerd().then(|| scope::containerd(NAMESPACE))
+        self.containerd_namespace().map(scope::containerd)
     }
 
     /// Whose id this is, where each OCI runtime has its own: the conmon above the process names the runtime's root
     /// directory. `None` where nobody tells.
     pub(super) fn scope(&self, id: &ContainerId, process: Option<TaskId>) -> Option<Str> {
-        if self.is_containerd() {
+        if self.containerd_namespace().is_some() {
             return None;
         }
         let parent = Task::open(process?.pid).ok()?.parent()?;
@@ -111,6 +127,7 @@ mod tests {
     fn ids_of_a_containerd_s_are_in_one_scope_and_others_need_a_process() {
         let id = ContainerId::new("c1").unwrap();
         assert_eq!(Server::new("containerd", "2").common_scope().as_deref(), Some("containerd/k8s.io"));
+        assert_eq!(Server::new("docker", "28.0.1").common_scope().as_deref(), Some("containerd/moby"));
         assert_eq!(Server::new("cri-o", "1.30.0").common_scope(), None);
         assert_eq!(Server::new("cri-o", "1.30.0").scope(&id, None), None);
         let own = Task::open(std::process::id()).unwrap().id().unwrap();
