@@ -5,6 +5,7 @@
 
 pub mod caps;
 pub mod cgroup;
+#[cfg(any(feature = "containerd", feature = "cri"))]
 pub(crate) mod kubelet;
 pub mod oci;
 pub mod scope;
