@@ -102,8 +102,14 @@ fn each_field_of_a_pod_is_told_before_and_after() -> Result<()> {
     let front = kubelet.start_with(&pod, "front", SLEEP, options)?;
     let back = kubelet.start(&pod, "back", 0, SLEEP)?;
 
-    let of =
-        json!({ "name": name, "namespace": "shop", "uid": pod.uid, "sandbox_id": pod.id, "labels": { "app": name } });
+    let of = json!({
+        "name": name,
+        "namespace": "shop",
+        "uid": pod.uid,
+        "sandbox_id": pod.id,
+        "labels": { "app": name },
+        "annotations": { "note/pod": name },
+    });
     let runtime =
         json!({ "name": "containerd", "namespace": "k8s.io", "handler": "io.containerd.runc.v2", "oci": "runc" });
     let addresses = json!([{ "ip": "192.0.2.1" }]);

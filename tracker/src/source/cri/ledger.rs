@@ -143,9 +143,17 @@ impl Ledger {
         self.domain
     }
 
-    /// Whose ids they are, where all of them are one's.
-    pub(super) fn set_scope(&mut self, scope: Option<Str>) {
+    /// A new connection: `scope` is whose ids they are, where all of them are one's. What was being asked on the former
+    /// one has no answer; what nobody but a hint told of is left to the list.
+    pub(super) fn begin(&mut self, scope: Option<Str>) {
         self.scope = scope;
+        self.due.clear();
+        self.entries.retain(|_, entry| entry.seen.is_some());
+        for entry in self.entries.values_mut() {
+            entry.due = None;
+            // The list asks about it, unless it is as it was.
+            entry.claimed = entry.told.unwrap_or_default();
+        }
     }
 
     /// Takes over a whole list that was asked for at `asked`. Returns what has changed; what is no longer there is
@@ -459,7 +467,7 @@ mod tests {
 
     fn ledger() -> Ledger {
         let mut ledger = Ledger::new(Domain::Host);
-        ledger.set_scope(Some(scope::containerd("k8s.io")));
+        ledger.begin(Some(scope::containerd("k8s.io")));
         ledger
     }
 
@@ -538,6 +546,19 @@ mod tests {
             assert_eq!(ledger.answered(&id("ghost"), at(4), due, Err(NoStatus::Gone)), []);
         }
         assert_eq!((ledger.next_due(), ledger.entries.len()), (None, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_being_asked_when_a_connection_broke_is_asked_by_the_next_list() {
+        let (mut ledger, now) = (ledger(), Instant::now());
+        ledger.listed(at(1), now, vec![(id("listed"), described(Kind::Container, Phase::Running))]);
+        ledger.hinted(hint("hinted", Phase::Running), now, false);
+        assert_eq!(ledger.ask(now, 4).len(), 2);
+        ledger.begin(Some(scope::containerd("k8s.io")));
+        assert_eq!((ledger.entries.len(), ledger.next_due()), (1, None));
+        let rows = ["listed", "hinted"].map(|name| (id(name), described(Kind::Container, Phase::Running)));
+        ledger.listed(at(2), now, rows.into());
+        assert_eq!(ledger.ask(now, 4).len(), 2);
     }
 
     #[tokio::test(start_paused = true)]

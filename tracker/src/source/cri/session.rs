@@ -151,7 +151,7 @@ impl<'a> Session<'a> {
         if peer.server.as_ref().is_some_and(|former| *former != server) {
             peer.ledger.ask_anew();
         }
-        peer.ledger.set_scope(server.common_scope());
+        peer.ledger.begin(server.common_scope());
         peer.server = Some(server.clone());
         let events = match server.has_events_for_all() {
             true => Events::Asked(client.events().boxed()),
@@ -220,7 +220,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// When there is something to do without anybody's calling: a list, a status, a question.
+    /// When there is something to do without anybody's calling: a list, a status, a question. What there is no room for is
+    /// not waited for: an answer makes room, and wakes.
     fn next_wake(&self, alive_asked: bool, heard_at: Instant) -> Instant {
         let list = match self.list {
             // The first one goes out at once.
@@ -229,9 +230,10 @@ impl<'a> Session<'a> {
             Listing::Not => Some(self.last_list + self.list_interval()),
             Listing::UnderWay | Listing::UnderWayAndWanted => None,
         };
-        // With all calls under way, their answers are what is waited for.
-        let status = self.peer.ledger.next_due().filter(|_| self.calls.len() < MAX_CALLS);
-        let alive = (!alive_asked).then(|| heard_at + self.peer.config.alive_interval());
+        let has_room = self.calls.len() < MAX_CALLS;
+        let (list, status) = (list.filter(|_| has_room), self.peer.ledger.next_due().filter(|_| has_room));
+        let is_idle = !alive_asked && self.calls.is_empty();
+        let alive = is_idle.then(|| heard_at + self.peer.config.alive_interval());
         let longest = Instant::now() + self.peer.config.poll_interval().max(Duration::from_secs(60));
         [list, status, alive].into_iter().flatten().min().unwrap_or(longest)
     }
