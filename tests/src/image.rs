@@ -33,7 +33,7 @@ pub(crate) fn write_layout(layout: &Path) -> Result<()> {
             "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "digest": digest,
             "size": size,
-            "annotations": { "io.containerd.image.name": name },
+            "annotations": { "io.containerd.image.name": name, "org.opencontainers.image.ref.name": name },
         })
     });
     let index = json!({ "schemaVersion": 2, "manifests": named });

@@ -28,5 +28,6 @@ pub mod silent_fs;
 
 pub mod child;
 pub mod net;
+pub mod podman;
 pub mod probes;
 pub mod routes;

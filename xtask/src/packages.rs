@@ -26,6 +26,7 @@ pub(crate) const RUNTIMES: &[Package] = &[
     Package { name: "containerd", shows: Shows::Program("containerd") },
     Package { name: "runc", shows: Shows::Program("runc") },
     Package { name: "crun", shows: Shows::Program("crun") },
+    Package { name: "podman", shows: Shows::Program("podman") },
     Package { name: "conmon", shows: Shows::Program("conmon") },
     Package { name: "busybox-static", shows: Shows::StaticProgram("busybox") },
     Package { name: "iproute2", shows: Shows::Program("ip") },
