@@ -18,6 +18,7 @@ pub mod bundle;
 pub mod containerd;
 pub mod daemon;
 pub mod demo;
+pub mod docker;
 pub mod house;
 pub mod image;
 pub mod kubelet;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use crate::enrich::env::EnvAllow;
 use crate::{barrier, collection, filter, route, server, source};
 
 /// The whole configuration. Everything has a default, so that an empty file is a valid one.
@@ -20,6 +21,8 @@ use crate::{barrier, collection, filter, route, server, source};
 pub struct Config {
     /// Name of this node in every answer; the host name by default.
     pub node: Option<String>,
+    /// Environment variables of containers whose values may be read and shown; by default none.
+    pub env_allow: EnvAllow,
     /// How much is kept, and for how long.
     pub collection: collection::config::Config,
     /// Which containers are left out of what is published.
@@ -46,6 +49,9 @@ pub struct Config {
     /// Where CRI servers are looked for, besides the containerds.
     #[cfg(feature = "cri")]
     pub cri: source::cri::Config,
+    /// Where dockerds are looked for.
+    #[cfg(feature = "docker")]
+    pub docker: source::docker::Config,
 }
 
 /// Why a configuration cannot be used.
@@ -95,7 +101,7 @@ fn read_text(reader: impl Read) -> io::Result<String> {
     Ok(text)
 }
 
-#[cfg(all(test, feature = "containerd", feature = "cri"))]
+#[cfg(all(test, feature = "containerd", feature = "cri", feature = "docker"))]
 mod tests {
     use super::*;
 
@@ -113,6 +119,7 @@ mod tests {
         // These have no value by default, so that an example stands for them.
         let examples = (config.node.take(), config.server.group.take(), config.barrier.keeper_program.take());
         assert!(matches!(examples, (Some(_), Some(_), Some(_))));
+        assert!(config.docker.containerd_namespace.take().is_some());
         let default = format!("{:#?}", Config::default());
         assert_eq!(format!("{config:#?}"), default);
         for line in default.lines() {

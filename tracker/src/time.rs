@@ -46,6 +46,18 @@ impl BootTime {
         Duration::from_nanos(self.0.saturating_add(boot_epoch))
     }
 
+    /// The moment known before, if the new one is the same but for the wall clock's wandering: a moment that is told
+    /// again must not look like a change.
+    #[cfg(any(feature = "containerd", feature = "docker"))]
+    pub(crate) fn steady(old: Option<BootTime>, new: Option<BootTime>) -> Option<BootTime> {
+        const WANDERING_NS: u64 = 1_000_000_000;
+        match (old, new) {
+            (Some(old), Some(new)) if old.0.abs_diff(new.0) < WANDERING_NS => Some(old),
+            (old, None) => old,
+            (_, new) => new,
+        }
+    }
+
     /// Time from `earlier` to `self`; zero when `earlier` is later.
     pub fn since(self, earlier: BootTime) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))

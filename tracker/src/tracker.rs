@@ -108,6 +108,9 @@ pub struct Stats {
     pub cri: Arc<source::cri::Stats>,
     /// The finder's.
     pub find: Arc<find::Stats>,
+    /// The Docker source's.
+    #[cfg(feature = "docker")]
+    pub docker: Arc<source::docker::Stats>,
     /// The routes'.
     pub route: Arc<route::Stats>,
 }
@@ -376,6 +379,21 @@ impl Tracker {
             );
             runtime.spawn(source);
         }
+        #[cfg(feature = "docker")]
+        {
+            let docker = Arc::clone(&stats.docker);
+            let source = source::docker::run(
+                config.docker,
+                config.env_allow,
+                sockets.docker,
+                facts(),
+                health(),
+                self.handle.images.clone(),
+                docker,
+                cancel(),
+            );
+            runtime.spawn(source);
+        }
     }
 
     /// Ends it: nothing is held any more, all threads and tasks are over when this returns.
@@ -592,6 +610,11 @@ fn wanted(config: &Config, api: Api) -> Wanted {
         Api::Containerd => {
             let Config { containerd, .. } = config;
             Wanted { enabled: containerd.enabled, configured: containerd.endpoints(), containerds: false }
+        }
+        #[cfg(feature = "docker")]
+        Api::Docker => {
+            let Config { docker, .. } = config;
+            Wanted { enabled: docker.enabled, configured: docker.endpoints(), containerds: false }
         }
         #[cfg(feature = "cri")]
         Api::Cri => {

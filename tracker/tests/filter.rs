@@ -28,6 +28,7 @@ fn birth(n: u32) -> Birth {
     Birth {
         task: TaskId { pid: 10_000 + n, start_ticks: u64::from(n) + 100 },
         parent: None,
+        outer: None,
         namespaces: Namespaces { mnt: 100_000 + n, net: POD_NET, pid: 300_000 + n, cgroup: 4, user: 5 },
         generation: Some(u64::from(n) + 1),
         cgroup_id: Some(700 + u64::from(n)),

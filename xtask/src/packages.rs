@@ -28,6 +28,8 @@ pub(crate) const RUNTIMES: &[Package] = &[
     Package { name: "crun", shows: Shows::Program("crun") },
     Package { name: "podman", shows: Shows::Program("podman") },
     Package { name: "conmon", shows: Shows::Program("conmon") },
+    // With its command line: Debian 12 has both in one package.
+    Package { name: "docker.io", shows: Shows::Program("dockerd") },
     Package { name: "busybox-static", shows: Shows::StaticProgram("busybox") },
     Package { name: "iproute2", shows: Shows::Program("ip") },
     Package { name: "iptables", shows: Shows::Program("iptables") },

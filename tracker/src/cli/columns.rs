@@ -1,5 +1,7 @@
 //! The columns of a table of containers: `ps`, `lookup`, `inspect -o table` and the live list show the same ones.
 
+use std::net::SocketAddr;
+
 use tracker::server::api::Container;
 
 use super::output::{Cell, Column};
@@ -19,6 +21,8 @@ pub(crate) const CONTAINER: &[Column<Container>] = &[
     Column { name: "exited", wide: true, cell: |c| c.exited_at.map_or_else(Cell::absent, Cell::age) },
     Column { name: "kind", wide: true, cell: |c| Cell::text(c.kind.name()) },
     Column { name: "runtime", wide: true, cell: runtime },
+    Column { name: "addresses", wide: true, cell: addresses },
+    Column { name: "ports", wide: true, cell: ports },
     Column { name: "netns", wide: true, cell: |c| c.netns.into() },
     Column { name: "pidns", wide: true, cell: |c| c.pidns.into() },
     Column { name: "cgroup", wide: true, cell: |c| c.cgroup.id.map_or_else(Cell::absent, Cell::number) },
@@ -72,6 +76,28 @@ fn pod(container: &Container) -> Cell {
         (Some(namespace), Some(name)) => Cell::text(format!("{namespace}/{name}")),
         (_, name) => name.as_deref().into(),
     }
+}
+
+fn addresses(container: &Container) -> Cell {
+    let addresses = container.details.addresses.iter().flat_map(|all| all.iter());
+    let addresses: Vec<String> = addresses.map(|address| address.ip.to_string()).collect();
+    Cell::text(addresses.join(","))
+}
+
+/// As docker shows them: `127.0.0.1:8080->80/tcp`, and `80/tcp` for what is only exposed.
+fn ports(container: &Container) -> Cell {
+    let ports = container.details.ports.iter().flat_map(|all| all.iter());
+    let ports: Vec<String> = ports
+        .map(|port| {
+            let inside = format!("{}/{}", port.container, port.protocol);
+            match (port.host, port.host_ip) {
+                (Some(host), Some(ip)) => format!("{}->{inside}", SocketAddr::new(ip, host)),
+                (Some(host), None) => format!("{host}->{inside}"),
+                (None, _) => inside,
+            }
+        })
+        .collect();
+    Cell::text(ports.join(","))
 }
 
 fn runtime(container: &Container) -> Cell {

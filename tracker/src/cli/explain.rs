@@ -80,7 +80,7 @@ fn tell(out: &mut impl Write, story: Story, output: Format) -> Result<(), Failur
     if !missing.is_empty() {
         writeln!(out, "\nWhat is missing, and why")?;
         for missing in missing {
-            writeln!(out, "  {:<11} {}", escape(&missing.field), escape(&missing.reason))?;
+            writeln!(out, "  {:<12} {}", escape(&missing.field), escape(&missing.reason))?;
         }
     }
     Ok(())

@@ -26,6 +26,10 @@ const KUBERNETES_FIRST: &[Source] = &[Kubernetes, Docker, Podman, Cri, Container
 /// What was read from the bundle, the command line and `/proc` while the container stood still.
 const BUNDLE_FIRST: &[Source] = &[Kernel, Barrier, Proc, Docker, Podman, Cri, Containerd, Kubernetes, Manual];
 
+/// Which OCI runtime ran: the barrier saw it, containerd and CRI know which binary they meant to run, Docker and Podman
+/// know it by a name that somebody gave it.
+const BINARY_FIRST: &[Source] = &[Kernel, Barrier, Proc, Containerd, Cri, Docker, Podman, Kubernetes, Manual];
+
 /// The table. A field of [`Statement`] without a row does not compile.
 macro_rules! table {
     ($($field:ident => $order:expr),* $(,)?) => {
@@ -336,8 +340,8 @@ fn sources(run: &Run, container: Option<&Statements>) -> SourceSet {
     run.statements.all().iter().chain(of_container.iter()).chain(kernel).collect()
 }
 
-/// Who will say something yet: containerd of a container under it, a CRI server of one that is of a pod, and the podman
-/// source of podman's, as long as they answer.
+/// Who will say something yet: containerd of a container under it, Docker of one in the namespace that it uses there, a CRI
+/// server of one that is of a pod, and the podman source of podman's, as long as they answer.
 fn awaited(run: &Run, runtime: &Runtime, is_of_pod: bool, bundle: Option<&str>) -> SourceSet {
     let under = |scope: &str| run.keys.iter().any(|key| key.domain == Domain::Host && key.scope.starts_with(scope));
     let is_host_s = run.keys.iter().any(|key| key.domain == Domain::Host);
@@ -347,7 +351,8 @@ fn awaited(run: &Run, runtime: &Runtime, is_of_pod: bool, bundle: Option<&str>) 
     let is_user_s = run.keys.first().is_some_and(|key| matches!(key.domain, Domain::User(_)));
     let lies_there = |bundle: &str| bundle.contains("-containers/") && bundle.ends_with("/userdata");
     let of_podman = is_host_s && managed_by("podman") || is_user_s && bundle.is_some_and(lies_there);
-    let expected = [(Containerd, under("containerd/")), (Cri, of_cri), (Podman, of_podman)];
+    let of_docker = under("containerd/moby");
+    let expected = [(Containerd, under("containerd/")), (Docker, of_docker), (Cri, of_cri), (Podman, of_podman)];
     expected.into_iter().filter(|(_, is_its)| *is_its).map(|(source, _)| source).collect()
 }
 
@@ -424,8 +429,7 @@ fn merged_runtime(said: &mut Said<'_>) -> Runtime {
     let name = said.pick_in(order, "runtime.name", |said| said.runtime.as_ref()?.name.clone());
     let namespace = said.pick_in(order, "runtime.namespace", |said| said.runtime.as_ref()?.namespace.clone());
     let handler = said.pick_in(order, "runtime.handler", |said| said.runtime.as_ref()?.handler.clone());
-    // The barrier saw which binary ran; a runtime only knows which one it meant to run.
-    let oci = said.pick_in(BUNDLE_FIRST, "runtime.oci", |said| said.runtime.as_ref()?.oci.clone());
+    let oci = said.pick_in(BINARY_FIRST, "runtime.oci", |said| said.runtime.as_ref()?.oci.clone());
     // Who manages a container is in its bundle: where nobody is, it was run by hand.
     Runtime { name: name.or_else(|| oci.clone()), namespace, handler, oci }
 }

@@ -25,7 +25,7 @@ use super::pool::Pool;
 use super::run::{Run, Statements};
 use super::view::{Host, Row};
 use crate::container::{Container, ContainerKey, Grade, Str, TaskId};
-use crate::fact::{Fact, Source, SourceSet, What};
+use crate::fact::{Fact, Source, SourceSet, Statement, What};
 use crate::filter::{Filter, Subject};
 use crate::time::BootTime;
 
@@ -494,11 +494,15 @@ impl State {
         Some((Arc::clone(&run.row.as_ref()?.container), provenance, run))
     }
 
-    /// Statements about missing fields, of all who speak about the run.
-    pub(crate) fn missing(&self, instance: u64) -> Vec<(&'static str, Str)> {
+    /// Statements about missing fields, of all who speak about the run, each with who says so.
+    pub(crate) fn missing(&self, instance: u64) -> Vec<(Source, &'static str, Str)> {
         let Some(run) = self.runs.get(&instance) else { return Vec::new() };
-        let said = Source::ALL.iter().filter_map(|source| run.statements.of(*source, true));
-        said.flat_map(|statement| statement.missing.iter().cloned()).collect()
+        let said = Source::ALL.into_iter().filter_map(|source| Some((source, run.statements.of(source, true)?)));
+        let missing = |(source, statement): (Source, &Statement)| {
+            let of_source = move |(field, reason): &(&'static str, Str)| (source, *field, Str::clone(reason));
+            statement.missing.iter().map(of_source).collect::<Vec<_>>()
+        };
+        said.flat_map(missing).collect()
     }
 
     /// What is to be looked at more closely about a run, if anything is.

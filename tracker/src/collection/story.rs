@@ -58,9 +58,14 @@ pub(super) fn tell(state: &State, instance: u64) -> Option<Story> {
     let lines = run.journal.lines().iter();
     let lines = lines.map(|line| StoryLine { at: line.at, source: line.source, text: line.event.text() }).collect();
     provenance.dedup();
-    let mut missing = state.missing(instance);
-    // What one source could not read another may have.
-    missing.retain(|(field, _)| provenance.iter().all(|(known, _)| known != field));
+    // Why one source does not know what others told is of no interest. One that told a part of it may say what is missing.
+    let told = |field: &str, by: Source| {
+        let is_of = |of: &str| of.strip_prefix(field).is_some_and(|part| part.is_empty() || part.starts_with('.'));
+        let mut tellers = provenance.iter().filter(|(of, _)| is_of(of)).map(|(_, teller)| *teller).peekable();
+        tellers.peek().is_some() && tellers.all(|teller| teller != by)
+    };
+    let missing = state.missing(instance).into_iter().filter(|(by, field, _)| !told(field, *by));
+    let mut missing: Vec<(&'static str, Str)> = missing.map(|(_, field, reason)| (field, reason)).collect();
     // A reason that somebody gave is better than ours.
     let unknown = unknown(&container).into_iter().filter(|(field, _)| missing.iter().all(|(of, _)| of != field));
     missing.extend(unknown.collect::<Vec<_>>());

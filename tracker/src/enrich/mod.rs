@@ -5,7 +5,8 @@
 
 pub mod caps;
 pub mod cgroup;
-#[cfg(any(feature = "containerd", feature = "cri"))]
+pub mod env;
+#[cfg(any(feature = "containerd", feature = "cri", feature = "docker"))]
 pub(crate) mod kubelet;
 pub mod oci;
 pub mod scope;

@@ -19,6 +19,8 @@ pub(super) fn add(families: &mut Families, stats: &Stats) {
     containerd(families, &stats.containerd);
     #[cfg(feature = "cri")]
     cri(families, &stats.cri);
+    #[cfg(feature = "docker")]
+    docker(families, &stats.docker);
     finder(families, &stats.find);
     routes(families, &stats.route);
 }
@@ -148,6 +150,25 @@ fn podman(families: &mut Families, stats: &podman::Stats) {
     ];
     let ends = ends.map(|(outcome, count)| (vec![("outcome", outcome.to_owned())], read(count)));
     families.counters("podman_look_outcomes", "How these looks ended", ends);
+}
+
+#[cfg(feature = "docker")]
+fn docker(families: &mut Families, stats: &crate::source::docker::Stats) {
+    families.counter("docker_events", "Events received", read(&stats.events));
+    families.counter("docker_events_garbled", "Events that could not be read", read(&stats.events_garbled));
+    let calls = [
+        ("inspect", &stats.calls_inspect),
+        ("image", &stats.calls_image),
+        ("list", &stats.calls_list),
+        ("alive", &stats.calls_alive),
+    ];
+    let calls = calls.map(|(call, count)| (vec![("call", call.to_owned())], read(count)));
+    families.counters("docker_calls", "Calls, by what they are for", calls);
+    families.counter("docker_calls_late", "Calls without an answer in time", read(&stats.calls_late));
+    families.counter("docker_calls_failed", "Calls answered by an error", read(&stats.calls_failed));
+    families.counter("docker_lists", "Times that everything was listed", read(&stats.lists));
+    families.counter("docker_sessions_lost", "Connections that worked and then ended", read(&stats.sessions_lost));
+    families.counter("docker_labels_left_out", "Labels that were too many or too long", read(&stats.left_out));
 }
 
 fn finder(families: &mut Families, stats: &find::Stats) {

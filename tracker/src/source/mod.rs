@@ -6,19 +6,23 @@ pub mod complaints;
 pub mod containerd;
 #[cfg(feature = "cri")]
 pub mod cri;
+#[cfg(feature = "docker")]
+pub mod docker;
 pub mod endpoint;
 pub mod file;
 pub mod find;
 #[cfg(any(feature = "containerd", feature = "cri"))]
 mod grpc;
 pub mod health;
+#[cfg(feature = "docker")]
+mod http;
 pub mod images;
 pub mod manual;
 mod peer;
 pub mod podman;
 pub mod proc;
 mod process;
-#[cfg(any(feature = "containerd", feature = "cri"))]
+#[cfg(any(feature = "containerd", feature = "cri", feature = "docker"))]
 mod roster;
 pub mod supervise;
 pub mod task;

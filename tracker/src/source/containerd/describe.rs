@@ -20,6 +20,9 @@ use crate::fact::Statement;
 /// The CRI plugin's label that tells sandboxes from containers.
 const KIND: &str = "io.cri-containerd.kind";
 
+/// dockerd keeps notes in the record's labels. The container's own it keeps to itself.
+const NOTES_OF_DOCKERD: &str = "com.docker/engine.";
+
 /// What a container's record says.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Description {
@@ -30,8 +33,9 @@ pub(super) struct Description {
 }
 
 /// Reads a container's record.
-pub(super) fn describe(namespace: &Str, id: &ContainerId, container: Container) -> Description {
+pub(super) fn describe(namespace: &Str, id: &ContainerId, mut container: Container) -> Description {
     let mut statement = Statement::default();
+    container.labels.retain(|key, _| !key.starts_with(NOTES_OF_DOCKERD));
     let (labels, left_out) = caps::labels(container.labels);
     if left_out > 0 {
         statement.missing.push(("labels", format!("{left_out} left out: too many or too long").into()));

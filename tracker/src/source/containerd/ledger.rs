@@ -254,7 +254,7 @@ impl Entry {
         new.started_at = old.started_at;
         new.exited_at = old.exited_at;
         new.exit = old.exit;
-        new.created_at = steady(old.created_at, new.created_at);
+        new.created_at = BootTime::steady(old.created_at, new.created_at);
         first || *new != old
     }
 
@@ -273,7 +273,7 @@ impl Entry {
 
     fn end(&mut self, status: u32, at: Option<BootTime>) {
         self.statement.state = Some(State::Exited);
-        self.statement.exited_at = steady(self.statement.exited_at, at);
+        self.statement.exited_at = BootTime::steady(self.statement.exited_at, at);
         let oom = (self.out_of_memory && status == KILLED).then_some(true);
         // Whether 137 was a signal or the program's own choice, containerd does not tell.
         self.statement.exit = Some(Exit { code: status, signal: None, oom });
@@ -362,17 +362,6 @@ impl Entry {
 /// Why nothing is known about a task.
 fn task_missing() -> (&'static str, Str) {
     ("task", "containerd has not listed its tasks: one of its shims does not answer".into())
-}
-
-/// The moment known before, if the new one is the same but for the wall clock's wandering: a moment that is told again must
-/// not look like a change.
-fn steady(old: Option<BootTime>, new: Option<BootTime>) -> Option<BootTime> {
-    const WANDERING_NS: u64 = 1_000_000_000;
-    match (old, new) {
-        (Some(old), Some(new)) if old.0.abs_diff(new.0) < WANDERING_NS => Some(old),
-        (old, None) => old,
-        (_, new) => new,
-    }
 }
 
 /// Puts what was found out about the image into a description.

@@ -1,0 +1,330 @@
+//! What is known about every container under one dockerd: pure, no IO.
+//!
+//! The ledger outlives connections. Events, lists and inspections go in, wishes come out; the session does what they
+//! say. A container is stated as soon as anything is known about it, and again whenever its statement changes.
+//!
+//! ```text
+//!            create (wish: InspectLater)              start (wish: Inspect)
+//!  unknown ─────────────────────────────▶ told ─────────────────────────────▶ inspected ──▶ stated with each change
+//!     ▲            or a list                │                                     │
+//!     └────────────── destroy ──────────────┴─────── destroy, or not listed (Withdraw)
+//! ```
+//!
+//! Each run costs one inspection, after its `start`: never before, since dockerd answers none as long as it is starting
+//! the container. One that is created and then left alone is inspected after a while.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::describe::{Description, Present};
+use super::events::Happened;
+use crate::container::{ContainerId, Exit, Health, State};
+use crate::fact::Statement;
+use crate::source::process::Identity;
+use crate::time::BootTime;
+
+/// SIGKILL's exit status, which is all that the OOM killer leaves behind.
+const KILLED: u32 = 128 + 9;
+
+/// What is to be done after something was applied.
+#[derive(Debug, PartialEq)]
+pub(super) enum Wish {
+    /// State this about the container.
+    State { id: ContainerId, at: BootTime, statement: Box<Statement> },
+    /// Take back what was stated about it.
+    Withdraw { id: ContainerId, at: BootTime },
+    /// Inspect it, then call [`Ledger::inspected`].
+    Inspect(ContainerId),
+    /// The same, unless it is started meanwhile.
+    InspectLater(ContainerId),
+}
+
+/// The containers.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    entries: HashMap<ContainerId, Entry>,
+    /// Counts events, to tell what came after what.
+    events: u64,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    is_inspected: bool,
+    /// The last event about its runs.
+    run_event: u64,
+    /// The OOM killer has struck in the present run.
+    out_of_memory: bool,
+    /// The latest moment that the statement is about: what is stated last must never look older than what it replaces.
+    at: BootTime,
+    statement: Statement,
+}
+
+impl Ledger {
+    /// The present moment among events, for [`Ledger::inspected`].
+    pub(super) fn events(&self) -> u64 {
+        self.events
+    }
+
+    /// Applies one event. `describe` says what the attributes of a creation mean.
+    pub(super) fn apply(
+        &mut self,
+        id: ContainerId,
+        at: BootTime,
+        what: Happened,
+        describe: impl FnOnce(&ContainerId, BTreeMap<String, String>) -> Description,
+    ) -> Vec<Wish> {
+        self.events += 1;
+        if what == Happened::Destroyed {
+            let gone = self.entries.remove(&id);
+            return gone.map(|entry| Wish::Withdraw { id, at: at.max(entry.at) }).into_iter().collect();
+        }
+        let is_known = self.entries.contains_key(&id);
+        let entry = self.entries.entry(id.clone()).or_default();
+        let inspect = |wish: fn(ContainerId) -> Wish| Some(wish(id.clone()));
+        let (changed, wish) = match what {
+            Happened::Created(attributes) if !is_known => {
+                entry.describe(describe(&id, attributes));
+                entry.statement.created_at = Some(at);
+                (true, inspect(Wish::InspectLater))
+            }
+            Happened::Created(_) => (false, None),
+            Happened::Started => {
+                entry.run_event = self.events;
+                entry.begin();
+                entry.statement.state = Some(State::Running);
+                entry.statement.started_at = Some(at);
+                (true, inspect(Wish::Inspect))
+            }
+            // An inspection can be ahead of events: this end is a former run's.
+            Happened::Died(_) if entry.statement.started_at.is_some_and(|started| started > at) => (false, None),
+            Happened::Died(code) => {
+                entry.run_event = self.events;
+                entry.end(code, Some(at), None);
+                (true, None)
+            }
+            Happened::OutOfMemory => (entry.out_of_memory(), None),
+            Happened::Paused => (entry.pause(State::Paused), None),
+            Happened::Unpaused => (entry.pause(State::Running), None),
+            Happened::Renamed(name) => {
+                let changed = entry.statement.pod.is_none() && entry.statement.name.as_ref() != Some(&name);
+                if changed {
+                    entry.statement.name = Some(name);
+                }
+                (changed, None)
+            }
+            Happened::Health(health) => (entry.set_health(health), None),
+            // While it is not running, an inspection is due anyway, or nothing that matters has changed.
+            Happened::Changed if entry.is_inspected && entry.is_live() => (false, inspect(Wish::Inspect)),
+            Happened::Changed => (false, None),
+            Happened::Destroyed => (false, None),
+        };
+        // Its creation was missed: nothing but this event is known.
+        let wish = wish.or_else(|| (!is_known).then(|| Wish::Inspect(id.clone())));
+        let state = changed.then(|| entry.state(id, at));
+        state.into_iter().chain(wish).collect()
+    }
+
+    /// Applies a whole list. Returns statements about all that are in it; what is not in it is forgotten. What runs is
+    /// wished to be inspected again if `anew`: nobody knows what happened since the last list.
+    pub(super) fn listed(
+        &mut self,
+        at: BootTime,
+        containers: Vec<(ContainerId, Description, Present)>,
+        anew: bool,
+    ) -> Vec<Wish> {
+        let mut former = std::mem::take(&mut self.entries);
+        let (mut wishes, mut running, mut others) = (vec![], vec![], vec![]);
+        for (id, description, present) in containers {
+            let mut entry = former.remove(&id).unwrap_or_default();
+            let is_news = entry.list(description, present.state);
+            let is_due = !entry.is_inspected || is_news || (anew && entry.is_live());
+            match entry.statement.state {
+                _ if !is_due => {}
+                // It may be about to start.
+                Some(State::Created) => others.push(Wish::InspectLater(id.clone())),
+                Some(State::Running | State::Paused) => running.push(Wish::Inspect(id.clone())),
+                _ => others.push(Wish::Inspect(id.clone())),
+            }
+            wishes.push(entry.state(id.clone(), at));
+            self.entries.insert(id, entry);
+        }
+        wishes.append(&mut running);
+        wishes.append(&mut others);
+        wishes
+    }
+
+    /// Applies an inspection that was asked for when [`Ledger::events`] was `asked`: what events told since is newer.
+    /// `identity` is that of its pid. Nothing to do if the container has gone meanwhile.
+    pub(super) fn inspected(
+        &mut self,
+        id: ContainerId,
+        at: BootTime,
+        asked: u64,
+        (description, present): (Description, Present),
+        identity: Option<Identity>,
+    ) -> Option<Wish> {
+        let entry = self.entries.get_mut(&id)?;
+        let former = entry.statement.clone();
+        entry.describe(description);
+        entry.is_inspected = true;
+        if entry.run_event <= asked {
+            entry.present(&present, identity);
+        }
+        (entry.statement != former).then(|| entry.state(id, at))
+    }
+
+    /// An inspection brought nothing, for this reason. It is wished for again with the next list.
+    pub(super) fn not_inspected(&mut self, id: ContainerId, at: BootTime, reason: String) -> Option<Wish> {
+        let entry = self.entries.get_mut(&id)?;
+        entry.is_inspected = false;
+        let missing = ("details", reason.into());
+        if entry.statement.missing.contains(&missing) {
+            return None;
+        }
+        entry.statement.missing.push(missing);
+        Some(entry.state(id, at))
+    }
+}
+
+impl Entry {
+    fn state(&mut self, id: ContainerId, at: BootTime) -> Wish {
+        self.at = self.at.max(at);
+        Wish::State { id, at: self.at, statement: Box::new(self.statement.clone()) }
+    }
+
+    fn is_live(&self) -> bool {
+        matches!(self.statement.state, Some(State::Running | State::Paused))
+    }
+
+    fn is_over(&self) -> bool {
+        self.statement.state.is_some_and(State::is_over)
+    }
+
+    /// Takes over what does not belong to a run.
+    fn describe(&mut self, description: Description) {
+        let old = std::mem::replace(&mut self.statement, description.statement);
+        let new = &mut self.statement;
+        new.task = old.task;
+        new.namespaces = old.namespaces;
+        new.state = old.state.or(Some(State::Created));
+        new.started_at = old.started_at;
+        new.exited_at = old.exited_at;
+        new.exit = old.exit;
+        // The first inspection is the first to tell it exactly.
+        new.created_at = match self.is_inspected {
+            true => BootTime::steady(old.created_at, new.created_at),
+            false => new.created_at.or(old.created_at),
+        };
+        if let (Some(new), Some(old)) = (&mut new.image, &old.image) {
+            new.name = new.name.take().or_else(|| old.name.clone());
+            new.digest = new.digest.take().or_else(|| old.digest.clone().filter(|_| new.id == old.id));
+        }
+        // Of a container that is over, Docker forgets where it was joined to; what it was is more worth than nothing.
+        if self.is_over()
+            && let (Some(new), Some(old)) = (&mut self.statement.details, old.details)
+            && new.addresses.as_ref().is_some_and(|addresses| addresses.is_empty())
+        {
+            new.addresses = old.addresses;
+        }
+    }
+
+    /// Takes over a list's entry. Returns whether it shows that something was missed.
+    fn list(&mut self, description: Description, state: Option<State>) -> bool {
+        let is_news = state.is_some() && self.statement.state != state;
+        if is_news {
+            match state {
+                Some(State::Running | State::Paused) if !self.is_live() => self.begin(),
+                Some(State::Exited) => self.end(None, None, None),
+                _ => {}
+            }
+            self.statement.state = state;
+        }
+        if !self.is_inspected {
+            // A list tells it in seconds.
+            let created_at = self.statement.created_at;
+            self.describe(description);
+            self.statement.created_at = created_at.or(self.statement.created_at);
+            return is_news;
+        }
+        // A list tells less than an inspection did. What can change without an event that was heard is taken over.
+        let listed = description.statement;
+        self.statement.name = listed.name.or(self.statement.name.take());
+        if self.is_live()
+            && let (Some(known), Some(listed)) = (&mut self.statement.details, listed.details)
+        {
+            known.health = listed.health;
+            known.addresses = listed.addresses.or(known.addresses.take());
+        }
+        is_news
+    }
+
+    fn begin(&mut self) {
+        self.out_of_memory = false;
+        let statement = &mut self.statement;
+        statement.task = None;
+        statement.namespaces = None;
+        statement.started_at = None;
+        statement.exited_at = None;
+        statement.exit = None;
+        statement.missing.retain(|(field, _)| *field != "details");
+    }
+
+    fn end(&mut self, code: Option<u32>, at: Option<BootTime>, oom: Option<bool>) {
+        self.statement.state = Some(State::Exited);
+        self.statement.exited_at = BootTime::steady(self.statement.exited_at, at);
+        // Docker takes the moment of a start when it has heard of it, which can be after a short life's end.
+        self.statement.started_at = self.statement.started_at.map(|at| at.min(self.statement.exited_at.unwrap_or(at)));
+        let Some(code) = code else { return };
+        // Docker tells of any process that the OOM killer took; its init was taken only if it was killed.
+        let oom = oom.map(|oom| oom && code == KILLED).or((self.out_of_memory && code == KILLED).then_some(true));
+        // Whether 137 was a signal or the program's own choice, Docker does not tell.
+        self.statement.exit = Some(Exit { code, signal: None, oom });
+    }
+
+    /// Takes over what an inspection says of the present run.
+    fn present(&mut self, present: &Present, identity: Option<Identity>) {
+        let statement = &mut self.statement;
+        statement.state = present.state.or(statement.state);
+        // Told again it is the same, but for the clock's wandering; an event tells it a little later than it was.
+        statement.started_at = BootTime::steady(statement.started_at, present.started_at);
+        match statement.state {
+            Some(State::Exited) => self.end(present.exit_code, present.finished_at, present.oom),
+            Some(State::Running | State::Paused) => {
+                // Its pid has another holder by now, or it has ended: then an event will say so.
+                statement.task = identity.map(|identity| identity.task).or(statement.task);
+                statement.namespaces = identity.map(|identity| identity.namespaces).or(statement.namespaces);
+                statement.exited_at = None;
+                statement.exit = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// Returns whether the statement has changed.
+    fn pause(&mut self, state: State) -> bool {
+        let changed = !self.is_over() && self.statement.state != Some(state);
+        if changed {
+            self.statement.state = Some(state);
+        }
+        changed
+    }
+
+    /// Returns whether the statement has changed.
+    fn set_health(&mut self, health: Option<Health>) -> bool {
+        let Some(details) = &mut self.statement.details else { return false };
+        let changed = details.health != health;
+        details.health = health;
+        changed
+    }
+
+    /// Returns whether the statement has changed: the news can be later than the end that it explains.
+    fn out_of_memory(&mut self) -> bool {
+        self.out_of_memory = true;
+        match &mut self.statement.exit {
+            Some(exit) if exit.code == KILLED && exit.oom != Some(true) => {
+                exit.oom = Some(true);
+                true
+            }
+            _ => false,
+        }
+    }
+}
