@@ -627,6 +627,7 @@ fn wanted(config: &Config, api: Api) -> Wanted {
             let Config { podman, .. } = config;
             Wanted { enabled: podman.enabled, configured: podman.endpoints(), containerds: false }
         }
+        #[cfg(not(all(feature = "containerd", feature = "cri", feature = "docker")))]
         _ => Wanted::default(),
     }
 }

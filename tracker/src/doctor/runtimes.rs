@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
-#[cfg(feature = "containerd")]
+#[cfg(any(feature = "containerd", feature = "docker"))]
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
@@ -21,6 +21,8 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     let mut checks = oci_runtimes(&config.barrier);
     checks.extend(containerd(config));
     checks.extend(cri(config));
+    #[cfg(feature = "docker")]
+    checks.extend(docker(config));
     checks
 }
 
@@ -84,7 +86,7 @@ fn containerd(config: &Config) -> Vec<Check> {
         return vec![Check::lacking(Verdict::Warn, "containerd", "switched off", NO_CONTAINERD, remedy)];
     }
     let sockets = config.sockets.iter().chain(&config.sockets_if_present);
-    let found: Vec<Check> = sockets.filter_map(|path| containerd_at(path)).collect();
+    let found: Vec<Check> = sockets.filter_map(|path| listens("containerd", path, NO_CONTAINERD)).collect();
     if !found.is_empty() {
         return found;
     }
@@ -98,20 +100,41 @@ fn containerd(config: &Config) -> Vec<Check> {
     )]
 }
 
-#[cfg(feature = "containerd")]
-fn containerd_at(path: &Path) -> Option<Check> {
+/// Where Docker is not used nothing is said of it: most hosts have either Docker or something else.
+#[cfg(feature = "docker")]
+fn docker(config: &Config) -> Vec<Check> {
+    let config = &config.docker;
+    let costs = "names, images and labels of Docker's containers are not known: dockerd alone has them";
+    let found = |path: &PathBuf| listens("docker", path, costs);
+    let sockets = config.sockets.iter().chain(&config.sockets_if_present);
+    let mut checks: Vec<Check> = sockets.filter_map(found).collect();
+    if !config.enabled && !checks.is_empty() {
+        let remedy = "set `docker.enabled` in the configuration";
+        return vec![Check::lacking(Verdict::Warn, "docker", "switched off", costs, remedy)];
+    }
+    let absent = config.sockets.iter().filter(|path| fs::symlink_metadata(path).is_err());
+    checks.extend(absent.map(|path| {
+        let remedy = "start dockerd, or correct `docker.sockets` in the configuration";
+        Check::lacking(Verdict::Warn, format!("docker {}", path.display()), "no such socket", costs, remedy)
+    }));
+    checks
+}
+
+/// A daemon at a socket, if there is one.
+#[cfg(any(feature = "containerd", feature = "docker"))]
+fn listens(daemon: &str, path: &Path, costs: &'static str) -> Option<Check> {
     let metadata = fs::symlink_metadata(path).ok()?;
-    let subject = format!("containerd {}", path.display());
+    let subject = format!("{daemon} {}", path.display());
     if !metadata.file_type().is_socket() || metadata.uid() != 0 {
         let found = format!("not a socket of root's (uid {})", metadata.uid());
-        return Some(Check::lacking(Verdict::Warn, subject, found, NO_CONTAINERD, "see who made it: it is not asked"));
+        return Some(Check::lacking(Verdict::Warn, subject, found, costs, "see who made it: it is not asked"));
     }
     Some(match connect(path) {
         Ok(_) => Check::ok(subject, "accepts connections"),
         Err(error) => {
             let found = format!("connect: {error}");
-            let remedy = "start containerd; the tracker connects when it is there";
-            Check::lacking(Verdict::Warn, subject, found, NO_CONTAINERD, remedy)
+            let remedy = "start the daemon; the tracker connects when it is there";
+            Check::lacking(Verdict::Warn, subject, found, costs, remedy)
         }
     })
 }

@@ -328,3 +328,203 @@ impl Entry {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::container::{Namespaces, TaskId};
+
+    const AT: BootTime = BootTime(1_000_000_000_000);
+
+    fn after(ms: u64) -> BootTime {
+        BootTime(AT.0 + ms * 1_000_000)
+    }
+
+    fn id() -> ContainerId {
+        ContainerId::new("c1").unwrap()
+    }
+
+    fn identity(pid: u32) -> Option<Identity> {
+        let namespaces = Namespaces { mnt: pid, ..Default::default() };
+        Some(Identity { task: TaskId { pid, start_ticks: 1 }, namespaces })
+    }
+
+    fn described(name: &str) -> Description {
+        let statement = Statement { name: Some(name.into()), details: Some(Box::default()), ..Default::default() };
+        Description { statement, left_out: 0 }
+    }
+
+    fn present(state: State) -> Present {
+        Present { state: Some(state), ..Present::default() }
+    }
+
+    fn apply(ledger: &mut Ledger, ms: u64, what: Happened) -> Vec<Wish> {
+        ledger.apply(id(), after(ms), what, |_, _| described("web"))
+    }
+
+    fn inspect(ledger: &mut Ledger, asked: u64, present: Present, pid: Option<u32>) -> Option<Wish> {
+        ledger.inspected(id(), AT, asked, (described("web"), present), pid.and_then(identity))
+    }
+
+    /// A container that runs as this pid and was inspected.
+    fn running(pid: u32) -> Ledger {
+        let mut ledger = Ledger::default();
+        apply(&mut ledger, 0, Happened::Created(BTreeMap::new()));
+        apply(&mut ledger, 1, Happened::Started);
+        let asked = ledger.events();
+        inspect(&mut ledger, asked, Present { started_at: Some(after(1)), ..present(State::Running) }, Some(pid));
+        ledger
+    }
+
+    fn statement(ledger: &Ledger) -> &Statement {
+        &ledger.entries[&id()].statement
+    }
+
+    #[test]
+    fn each_run_is_inspected_once_and_none_before_its_start() {
+        let mut ledger = Ledger::default();
+        let made = apply(&mut ledger, 0, Happened::Created(BTreeMap::new()));
+        assert!(matches!(&made[..], [Wish::State { .. }, Wish::InspectLater(_)]), "{made:?}");
+        assert_eq!(apply(&mut ledger, 1, Happened::Changed), [], "it was joined to its networks");
+        let started = apply(&mut ledger, 2, Happened::Started);
+        assert!(matches!(&started[..], [Wish::State { .. }, Wish::Inspect(_)]), "{started:?}");
+        let mut ledger = running(7);
+        for (what, wishes) in [
+            (Happened::Paused, 1),
+            (Happened::Paused, 0),
+            (Happened::Unpaused, 1),
+            (Happened::Renamed("other".into()), 1),
+            (Happened::Renamed("other".into()), 0),
+            (Happened::Health(Some(Health::Healthy)), 1),
+            (Happened::Died(Some(0)), 1),
+            (Happened::Changed, 0),
+        ] {
+            let told = apply(&mut ledger, 5, what.clone());
+            assert!(told.len() == wishes && told.iter().all(|wish| matches!(wish, Wish::State { .. })), "{what:?}");
+        }
+        let again = apply(&mut ledger, 9, Happened::Started);
+        assert!(matches!(&again[..], [Wish::State { .. }, Wish::Inspect(_)]), "{again:?}");
+        assert_eq!((statement(&ledger).task, statement(&ledger).exit), (None, None), "another run");
+        assert!(matches!(&apply(&mut ledger, 10, Happened::Destroyed)[..], [Wish::Withdraw { .. }]));
+        assert_eq!(apply(&mut ledger, 11, Happened::Destroyed), []);
+    }
+
+    #[test]
+    fn an_end_is_the_run_s_that_it_ended() {
+        let mut ledger = running(7);
+        // An inspection was ahead of the events: it has told of the second run.
+        let asked = ledger.events();
+        let second = Present { started_at: Some(after(5_000)), ..present(State::Running) };
+        inspect(&mut ledger, asked, second, Some(8));
+        assert_eq!(apply(&mut ledger, 4_000, Happened::Died(Some(1))), []);
+        assert_eq!(statement(&ledger).state, Some(State::Running));
+        // And one that was asked for before the end tells of a run that is over.
+        let asked = ledger.events();
+        apply(&mut ledger, 6_000, Happened::Died(Some(2)));
+        inspect(&mut ledger, asked, present(State::Running), Some(8));
+        assert_eq!((statement(&ledger).state, statement(&ledger).exit.unwrap().code), (Some(State::Exited), 2));
+    }
+
+    #[test]
+    fn only_a_kill_is_for_memory_whenever_that_is_told() {
+        for (events, expected) in [
+            (vec![Happened::OutOfMemory, Happened::Died(Some(137))], Some(true)),
+            (vec![Happened::Died(Some(137)), Happened::OutOfMemory], Some(true)),
+            (vec![Happened::OutOfMemory, Happened::Died(Some(1))], None),
+            (vec![Happened::Died(Some(137))], None),
+        ] {
+            let mut ledger = running(7);
+            for (ms, what) in (10..).zip(events.clone()) {
+                apply(&mut ledger, ms, what);
+            }
+            assert_eq!(statement(&ledger).exit.unwrap().oom, expected, "{events:?}");
+        }
+        let mut ledger = running(7);
+        let asked = ledger.events();
+        let killed = Present { exit_code: Some(137), oom: Some(true), ..present(State::Exited) };
+        inspect(&mut ledger, asked, killed, None);
+        assert_eq!(statement(&ledger).exit.unwrap().oom, Some(true));
+    }
+
+    #[test]
+    fn a_short_life_does_not_end_before_it_starts() {
+        let mut ledger = Ledger::default();
+        apply(&mut ledger, 0, Happened::Started);
+        let asked = ledger.events();
+        let over = Present {
+            started_at: Some(after(9_000)),
+            finished_at: Some(after(8_990)),
+            exit_code: Some(0),
+            ..present(State::Exited)
+        };
+        inspect(&mut ledger, asked, over, None);
+        let statement = statement(&ledger);
+        assert_eq!((statement.started_at, statement.exited_at), (Some(after(8_990)), Some(after(8_990))));
+    }
+
+    #[test]
+    fn a_list_repairs_what_was_missed_and_keeps_what_is_known() {
+        let list = |ledger: &mut Ledger, state, anew| {
+            let wishes = ledger.listed(after(9), vec![(id(), described("web"), present(state))], anew);
+            assert!(matches!(&wishes[0], Wish::State { .. }));
+            wishes.into_iter().skip(1).collect::<Vec<_>>()
+        };
+        let mut same = running(7);
+        assert_eq!(list(&mut same, State::Running, false), []);
+        assert_eq!(statement(&same).task.unwrap().pid, 7);
+        assert_eq!(list(&mut same, State::Running, true), [Wish::Inspect(id())], "it may be another run");
+        assert_eq!(list(&mut same, State::Exited, false), [Wish::Inspect(id())], "how it ended is not told");
+        assert_eq!((statement(&same).state, statement(&same).exit), (Some(State::Exited), None));
+        assert_eq!(list(&mut same, State::Running, false), [Wish::Inspect(id())]);
+        assert_eq!(statement(&same).task, None, "another run");
+        assert_eq!(list(&mut Ledger::default(), State::Created, true), [Wish::InspectLater(id())]);
+
+        let mut stuck = running(7);
+        assert!(stuck.not_inspected(id(), after(10), "no answer".into()).is_some());
+        assert_eq!(stuck.not_inspected(id(), after(10), "no answer".into()), None, "said once");
+        assert_eq!(list(&mut stuck, State::Running, false), [Wish::Inspect(id())]);
+        assert_eq!(stuck.listed(after(11), vec![], false), []);
+        assert!(stuck.entries.is_empty());
+    }
+
+    proptest! {
+        /// Whatever the order: an end has no process that goes on, and moments never go back.
+        #[test]
+        fn any_order_of_events_is_survived(events in prop::collection::vec((0..12_u8, 0..1_000_u64), 0..40)) {
+            let mut ledger = Ledger::default();
+            let mut last = BootTime::ZERO;
+            for (kind, ms) in events {
+                let what = match kind {
+                    0 => Happened::Created(BTreeMap::new()),
+                    1 | 2 => Happened::Started,
+                    3 => Happened::Died(Some(137)),
+                    4 => Happened::Died(None),
+                    5 => Happened::OutOfMemory,
+                    6 => Happened::Paused,
+                    7 => Happened::Unpaused,
+                    8 => Happened::Renamed("n".into()),
+                    9 => Happened::Health(None),
+                    10 => Happened::Changed,
+                    _ => Happened::Destroyed,
+                };
+                for wish in apply(&mut ledger, ms, what) {
+                    match wish {
+                        Wish::State { at, statement, .. } => {
+                            prop_assert!(at >= last);
+                            last = at;
+                            prop_assert!(statement.exit.is_none() || statement.state == Some(State::Exited));
+                            prop_assert!(statement.exited_at.is_none() || statement.started_at <= statement.exited_at);
+                        }
+                        Wish::Withdraw { at, .. } => {
+                            prop_assert!(at >= last);
+                            last = BootTime::ZERO;
+                        }
+                        Wish::Inspect(_) | Wish::InspectLater(_) => {}
+                    }
+                }
+            }
+        }
+    }
+}

@@ -25,6 +25,9 @@ mod queue;
 mod session;
 mod wire;
 
+#[cfg(test)]
+mod component_tests;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
