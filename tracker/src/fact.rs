@@ -6,12 +6,14 @@
 //! longer says is gone.
 
 use std::fmt;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::container::{
     Cgroup, ContainerKey, Details, Exit, Grade, Image, Kind, Labels, Namespaces, Pod, Runtime, State, Str, TaskId,
 };
+use crate::enrich::recognise::Recognised;
 use crate::time::BootTime;
 
 /// Who reports facts.
@@ -204,6 +206,13 @@ pub enum What {
         /// `held` or `let-go`.
         grade: Grade,
     },
+    /// What an init process shows of itself that no runtime describes (`proc`).
+    Looked {
+        /// The process.
+        task: TaskId,
+        /// What it shows.
+        look: Box<Look>,
+    },
     /// Whether the source will report: a source that is not live is not awaited.
     Live(bool),
     /// Something worth a line in a container's story that changes nothing else.
@@ -262,6 +271,17 @@ pub struct End {
     pub generation: Option<u64>,
     /// How it ended.
     pub exit: Exit,
+}
+
+/// What a look at an init process shows. Counts as long as nobody vouches for its container.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Look {
+    /// What it is, and what manages it as far as that shows.
+    pub recognised: Recognised,
+    /// Its cgroup.
+    pub cgroup: Cgroup,
+    /// What it was started with.
+    pub command: Option<Arc<[Str]>>,
 }
 
 /// All that one source knows about one container. Absent means that the source does not say.

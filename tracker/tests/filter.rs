@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use tracker::collection::door::{HeldOutcome, HeldStep};
 use tracker::collection::view::Host;
-use tracker::container::{Cgroup, Domain, Image, Labels, Namespaces, Pod, Runtime, TaskId};
-use tracker::fact::{Birth, Execution, Fact, Source, Statement, What};
+use tracker::container::{Cgroup, Domain, Image, Kind, Labels, Namespaces, Pod, Runtime, Str, TaskId};
+use tracker::enrich::recognise::Recognised;
+use tracker::fact::{Birth, Execution, Fact, Look, Source, Statement, What};
 use tracker::{
     BootTime, ById, ChangeKind, Config, ContainerId, ContainerKey, Feed, FeedItem, FeedOptions, Group, Lookup,
     Selector, Tracker, Verdict, Who,
@@ -205,6 +206,31 @@ fn nobody_is_called_for_the_start_of_an_excluded_container_and_nobody_waits() {
     }
     assert_eq!(calls.recv_timeout(Duration::from_secs(10)).unwrap(), "c2");
     assert!(calls.try_recv().is_err());
+    tracker.shutdown();
+}
+
+#[test]
+fn a_sandboxed_process_is_not_told_unless_a_runtime_says_what_it_is() {
+    let tracker = excluding(&[]);
+    let mut feed = follow(&tracker);
+    state(&tracker, vec![executed(1)]);
+    assert_eq!(next(&mut feed), (ChangeKind::Added, "mntns-2".into()));
+    let recognised =
+        Recognised { kind: Kind::SandboxedProcess, runtime: Some("systemd".into()), name: Some("x.service".into()) };
+    let command = Some([Str::from("/bin/x")].into_iter().collect());
+    let look = Box::new(Look { recognised, cgroup: Cgroup::default(), command });
+    state(&tracker, vec![fact(Source::Proc, What::Looked { task: birth(1).task, look })]);
+    assert_eq!(next(&mut feed), (ChangeKind::Removed, "mntns-2".into()));
+    assert_eq!(tracker.reader().by_mntns(100_001), Lookup::Unknown);
+    let story = tracker.explain_blocking(Who::Mntns(100_001)).unwrap().unwrap();
+    assert_eq!(story.container.kind, Kind::SandboxedProcess);
+    assert_eq!(story.container.name.as_deref(), Some("x.service"));
+    // What was seen of it no longer counts then.
+    state(&tracker, vec![stated(1, None)]);
+    assert_eq!(next(&mut feed), (ChangeKind::Added, "c1".into()));
+    let story = tracker.explain_blocking(Who::Id("c1".into())).unwrap().unwrap();
+    assert_eq!((story.container.kind, story.container.name.as_deref()), (Kind::Container, Some("web-1")));
+    assert_eq!(story.container.details.command, None);
     tracker.shutdown();
 }
 

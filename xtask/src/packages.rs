@@ -33,6 +33,7 @@ pub(crate) const RUNTIMES: &[Package] = &[
     Package { name: "busybox-static", shows: Shows::StaticProgram("busybox") },
     Package { name: "iproute2", shows: Shows::Program("ip") },
     Package { name: "iptables", shows: Shows::Program("iptables") },
+    Package { name: "bubblewrap", shows: Shows::Program("bwrap") },
 ];
 
 /// Booting other kernels.

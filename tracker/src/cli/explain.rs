@@ -59,7 +59,7 @@ fn tell(out: &mut impl Write, story: Story, output: Format) -> Result<(), Failur
     output::list(out, vec![container], CONTAINER, |container| &container.id, &options)?;
 
     if let Some(rule) = excluded {
-        writeln!(out, "\nLeft out of every list and look-up by the filter's rule: {}", escape(&rule))?;
+        writeln!(out, "\nLeft out of every list and look-up by {}", escape(&rule))?;
     }
     writeln!(out, "\nWhat happened")?;
     print_timeline(out, &timeline)?;

@@ -73,7 +73,7 @@ pub(crate) async fn run(ask: Ask, client: &Client, out: &mut impl Write) -> Resu
         Answer::Unknown => Err(Failure::NotFound {
             error: format!("{name} {}: unknown at {}", output::escape(&value), found.at),
             remedy: match name {
-                _ if excluded > 0 => "the configuration's filter leaves it out: `tracker explain` tells by which rule",
+                _ if excluded > 0 => "the configuration leaves it out: `tracker explain` tells by which rule",
                 "pid" => {
                     "by pid, only a container's init is known; of any process: --mntns $(stat -Lc %i /proc/PID/ns/mnt)"
                 }

@@ -16,6 +16,9 @@ pub struct Config {
     pub linger_ms: u64,
     /// Memory for containers that are over, in bytes; 32 MiB by default. The oldest make room first.
     pub tombstone_bytes: usize,
+    /// Whether services with private mounts, snaps and users' sandboxes are published, as `sandboxed-process`; not by
+    /// default.
+    pub sandboxed_processes: bool,
     /// Images that sandboxes are made of, for containers of which neither a label nor an annotation tells: names with or
     /// without a tag; `*` and `?` are wildcards.
     pub pause_images: Vec<String>,
@@ -27,6 +30,7 @@ impl Default for Config {
             max_containers: 16_384,
             linger_ms: 60_000,
             tombstone_bytes: 32 << 20,
+            sandboxed_processes: false,
             pause_images: KNOWN.map(str::to_owned).into(),
         }
     }

@@ -14,7 +14,7 @@ use crate::container::{
     Cgroup, Container, Details, Domain, Exit, Grade, Image, Kind, Labels, Namespaces, Parent, Pod, Runtime, State, Str,
     TaskId,
 };
-use crate::fact::{Source, SourceSet, Statement};
+use crate::fact::{Look, Source, SourceSet, Statement};
 use crate::time::BootTime;
 
 use Source::{Barrier, Containerd, Cri, Docker, Kernel, Kubernetes, Manual, Podman, Proc};
@@ -148,6 +148,14 @@ impl<'a> Said<'a> {
         order.iter().filter_map(|source| Some((*source, self.by(*source)?)))
     }
 
+    /// What a look at the process showed.
+    fn seen<T>(&mut self, field: &'static str, value: Option<T>) -> Option<T> {
+        if value.is_some() {
+            self.note(field, Proc);
+        }
+        value
+    }
+
     fn note(&mut self, field: &'static str, source: Source) {
         if let Some(provenance) = &mut self.provenance {
             provenance.push((field, source));
@@ -225,6 +233,8 @@ pub(crate) fn derive(
         return None;
     }
 
+    // What is seen of a process counts only as long as nobody says what it is.
+    let look = run.look.as_deref().filter(|_| run.keys.is_empty());
     let birth = run.shown.birth;
     let settled = birth.filter(|birth| birth.executed || run.shown.executed_at.is_some());
     let kernel_is_live = context.live.contains(Kernel);
@@ -261,7 +271,11 @@ pub(crate) fn derive(
             })
         }),
     };
-    let cgroup = merged_cgroup(&mut said, settled.and_then(|birth| birth.cgroup_id), context.cgroup);
+    let mut cgroup = merged_cgroup(&mut said, settled.and_then(|birth| birth.cgroup_id), context.cgroup);
+    if let Some(look) = look {
+        cgroup.path = cgroup.path.or_else(|| said.seen("cgroup.path", look.cgroup.path.clone()));
+        cgroup.v1_path = cgroup.v1_path.or_else(|| said.seen("cgroup.v1_path", look.cgroup.v1_path.clone()));
+    }
     let host_network = match namespaces.net {
         0 => said.pick(Field::host_network, |said| said.host_network),
         net => Some(net == context.host.namespaces.net),
@@ -280,12 +294,16 @@ pub(crate) fn derive(
     let executed_at = run.shown.executed_at.filter(|at| *at != BootTime::ZERO);
     let started_at = said.shown_or(executed_at, Field::started_at, |said| said.started_at);
 
-    let name = said.pick(Field::name, |said| said.name.clone());
-    let runtime = merged_runtime(&mut said);
+    let mut name = said.pick(Field::name, |said| said.name.clone());
+    let mut runtime = merged_runtime(&mut said);
+    if let Some(look) = look {
+        name = name.or_else(|| said.seen("name", look.recognised.name.clone()));
+        runtime.name = runtime.name.or_else(|| said.seen("runtime.name", look.recognised.runtime.clone()));
+    }
     let image = merged_image(&mut said);
     let pod = merged_pod(&mut said);
     let kind = match run.keys.is_empty() {
-        true => Kind::Unmanaged,
+        true => look.and_then(|look| said.seen("kind", Some(look.recognised.kind))).unwrap_or(Kind::Unmanaged),
         false => said.pick(Field::kind, |said| said.kind).unwrap_or(Kind::Container),
     };
     // Of what is in a pod a label or an annotation has told which it is.
@@ -312,7 +330,7 @@ pub(crate) fn derive(
         pod,
         labels: said.union(Field::labels, |said| said.labels.as_ref()),
         annotations: said.union(Field::annotations, |said| said.annotations.as_ref()),
-        details: merged_details(&mut said, run.row.as_ref().map(|row| &row.container.details)),
+        details: merged_details(&mut said, look, run.row.as_ref().map(|row| &row.container.details)),
         parent: context.parent.cloned(),
         task: run.task,
         namespaces,
@@ -443,7 +461,7 @@ fn merged_image(said: &mut Said<'_>) -> Option<Image> {
     (image != Image::default()).then_some(image)
 }
 
-fn merged_details(said: &mut Said<'_>, former: Option<&Arc<Details>>) -> Arc<Details> {
+fn merged_details(said: &mut Said<'_>, look: Option<&Look>, former: Option<&Arc<Details>>) -> Arc<Details> {
     let runtimes = Field::details.order();
     let details = Details {
         hostname: said.pick_in(runtimes, "hostname", |said| said.details.as_ref()?.hostname.clone()),
@@ -454,6 +472,7 @@ fn merged_details(said: &mut Said<'_>, former: Option<&Arc<Details>>) -> Arc<Det
         addresses: said.pick_in(runtimes, "addresses", |said| said.details.as_ref()?.addresses.clone()),
         mounts: said.pick_in(runtimes, "mounts", |said| said.details.as_ref()?.mounts.clone()),
         resources: said.pick_in(KUBERNETES_FIRST, "resources", |said| said.details.as_ref()?.resources.clone()),
+        command: look.and_then(|look| said.seen("command", look.command.clone())),
         env: said.pick_in(runtimes, "env", |said| said.details.as_ref()?.env.clone()),
     };
     // Most changes of a container change nothing here.

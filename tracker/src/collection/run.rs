@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::journal::Journal;
 use super::view::Row;
 use crate::container::{ContainerKey, Exit, Grade, Str, TaskId};
-use crate::fact::{Birth, Source, SourceSet, Statement};
+use crate::fact::{Birth, Look, Source, SourceSet, Statement};
 use crate::time::BootTime;
 
 /// The last statement of each source, with its moment. A later one replaces, an earlier one that comes late does not.
@@ -172,6 +172,8 @@ pub(crate) struct Run {
     /// Whose share of what nobody vouches for it takes.
     pub unvouched_uid: Option<u32>,
     pub shown: Shown,
+    /// What it shows of itself, where no runtime was found.
+    pub look: Option<Box<Look>>,
     /// What the barrier did with its start.
     pub grade: Option<Grade>,
     pub aborted: Option<(BootTime, Str)>,
@@ -196,6 +198,7 @@ impl Run {
             outer: None,
             unvouched_uid: None,
             shown: Shown::default(),
+            look: None,
             grade: None,
             aborted: None,
             first_fact_at,
@@ -222,6 +225,7 @@ impl Run {
         self.creator = self.creator.or(other.creator);
         self.outer = self.outer.or(other.outer);
         self.shown.absorb(other.shown);
+        self.look = self.look.take().or(other.look);
         self.grade = self.grade.or(other.grade);
         self.aborted = self.aborted.take().or(other.aborted);
         self.first_fact_at = self.first_fact_at.min(other.first_fact_at);

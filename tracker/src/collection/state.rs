@@ -24,7 +24,8 @@ use super::pause::PauseImages;
 use super::pool::Pool;
 use super::run::{Run, Statements};
 use super::view::{Host, Row};
-use crate::container::{Container, ContainerKey, Grade, Str, TaskId};
+use crate::container::{Container, ContainerKey, Grade, Kind, Str, TaskId};
+use crate::enrich::recognise::Recognised;
 use crate::fact::{Fact, Source, SourceSet, Statement, What};
 use crate::filter::{Filter, Subject};
 use crate::time::BootTime;
@@ -183,6 +184,24 @@ impl State {
             What::Noted { key, note } => {
                 if let Some(run) = self.latest(&key) {
                     self.tell(run, source, at, Event::Noted(note));
+                }
+            }
+            What::Looked { task, look } => {
+                let run = self.by_task.get(&task).copied().filter(|run| {
+                    let run = &self.runs[run];
+                    run.keys.is_empty() && run.look.as_ref() != Some(&look)
+                });
+                if let Some(run) = run {
+                    let Recognised { kind, runtime, .. } = &look.recognised;
+                    let by = runtime.as_ref().map_or(String::new(), |runtime| format!(", of {runtime}"));
+                    self.tell(
+                        run,
+                        source,
+                        at,
+                        Event::Noted(format!("no runtime knows it: {}{by}", kind.name()).into()),
+                    );
+                    self.run(run).look = Some(look);
+                    self.touch(run);
                 }
             }
             What::Live(live) => self.set_live(source, live),
@@ -426,6 +445,9 @@ impl State {
 
     /// The rule by which a row is left out; decided anew when something changed that rules look at.
     fn exclusion(&self, before: Option<&Row>, after: &Row) -> Option<Str> {
+        if after.container.kind == Kind::SandboxedProcess && !self.config.sandboxed_processes {
+            return Some("`collection.sandboxed-processes`, which is off".into());
+        }
         let filter = self.filter.as_ref()?;
         let subject = Subject::from(&*after.container);
         match before {
@@ -519,8 +541,10 @@ impl State {
 /// A run that lives, and that nobody vouches for, or of which podman has not told yet.
 fn closer_look(run: &Run) -> Option<CloserLook> {
     let is_claimed = !run.keys.is_empty();
+    let is_sandboxed = run.look.as_ref().is_some_and(|look| look.recognised.kind == Kind::SandboxedProcess);
     let awaits_podman = || run.row.as_ref().is_some_and(|row| row.container.awaiting.contains(Source::Podman));
-    let birth = run.shown.birth.filter(|_| run.shown.ended.is_none() && (!is_claimed || awaits_podman()))?;
+    let birth =
+        run.shown.birth.filter(|_| run.shown.ended.is_none() && (!is_claimed && !is_sandboxed || awaits_podman()))?;
     Some(CloserLook { birth, is_claimed })
 }
 

@@ -35,6 +35,9 @@ pub struct Details {
     /// Limits of its resources.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resources: Option<Resources>,
+    /// The command of its init process, of a container that nobody describes: the first words, none of them cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub command: Option<Arc<[Str]>>,
     /// Environment variables that the configuration allows to be read; never others.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub env: Option<Labels>,

@@ -9,5 +9,6 @@ pub mod env;
 #[cfg(any(feature = "containerd", feature = "cri", feature = "docker"))]
 pub(crate) mod kubelet;
 pub mod oci;
+pub mod recognise;
 pub mod scope;
 pub mod task;

@@ -211,6 +211,13 @@ impl Task {
         Ok(readlinkat(&self.dir, "exe")?.into())
     }
 
+    /// Whether nobody but root could have written its program.
+    pub(crate) fn program_is_roots(&self) -> bool {
+        // Follows the magic link to the file itself, wherever it is.
+        fstatat(self.dir.as_fd(), "exe", AtFlags::empty())
+            .is_ok_and(|stat| stat.st_uid == 0 && stat.st_mode & 0o022 == 0)
+    }
+
     fn stat(&self) -> io::Result<task::Stat> {
         task::stat(&self.read("stat", MAX_FILE_LEN)?).ok_or_else(|| malformed("stat"))
     }

@@ -8,8 +8,10 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::*;
-use crate::container::{Cgroup, ContainerId, Exit, Image, Kind, Labels, Namespaces, Runtime, State as LifeState, Str};
-use crate::fact::{End, Execution, Statement};
+use crate::container::{
+    Cgroup, ContainerId, Domain, Exit, Image, Kind, Labels, Namespaces, Runtime, State as LifeState, Str,
+};
+use crate::fact::{Birth, End, Execution, Statement};
 use crate::filter::Filter;
 
 const HOST: Host = Host { namespaces: Namespaces { mnt: 1, net: 2, pid: 3, cgroup: 4, user: 5 }, cgroup_id: 1 };

@@ -124,6 +124,7 @@ pub(super) fn inspection(id: &ContainerId, inspection: Inspection, frame: &Frame
         addresses: addresses(mode, network),
         mounts: inspection.mounts.map(|all| mounts(all, host.tmpfs.as_ref())),
         resources: Some(resources(&host)),
+        command: None,
         env: frame.env_allow.pick(config.env.iter().flatten().map(String::as_str)),
     }));
     let present = Present {

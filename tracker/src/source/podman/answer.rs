@@ -286,6 +286,7 @@ impl Inspection {
             addresses: Some(self.network_settings.addresses()),
             mounts: Some(mounts(self.mounts)),
             resources: Some(self.host_config.resources()),
+            command: None,
             env: env(&self.config.env, env_allow),
         };
         let statement = Statement {

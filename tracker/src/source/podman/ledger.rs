@@ -455,7 +455,8 @@ fn fill(statement: &mut Statement, from: &Statement) {
 }
 
 fn fill_details(into: &mut Details, from: Details) {
-    let Details { hostname, restart_count, health, privileged, ports, addresses, mounts, resources, env } = from;
+    let Details { hostname, restart_count, health, privileged, ports, addresses, mounts, resources, command, env } =
+        from;
     into.hostname = into.hostname.take().or(hostname);
     into.restart_count = into.restart_count.or(restart_count);
     into.health = into.health.or(health);
@@ -464,6 +465,7 @@ fn fill_details(into: &mut Details, from: Details) {
     into.addresses = into.addresses.take().or(addresses);
     into.mounts = into.mounts.take().or(mounts);
     into.resources = into.resources.take().or(resources);
+    into.command = into.command.take().or(command);
     into.env = into.env.take().or(env);
 }
 

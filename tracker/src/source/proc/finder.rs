@@ -17,8 +17,9 @@ use super::owner::{self, Owner};
 use super::state_file::{self, StateFile};
 use super::{Config, Stats};
 use crate::container::{Cgroup, ContainerId, ContainerKey, Domain, Namespaces, State, Str, TaskId};
+use crate::enrich::recognise::{Parent, Shown, recognise};
 use crate::enrich::{oci, scope};
-use crate::fact::{Birth, Statement};
+use crate::fact::{Birth, Look, Statement};
 use crate::source::file::{self, Walk};
 use crate::source::task::{Task, TaskView, own_namespaces};
 
@@ -35,6 +36,10 @@ const MAX_CONTAINERS: usize = 16_384;
 /// A command line of a shim or conmon is a few hundred bytes.
 const MAX_ARGUMENTS_LEN: u64 = 64 << 10;
 
+/// Of the command of an init process that nobody describes: bytes that are read, and words that are kept.
+const MAX_COMMAND_LEN: u64 = 4 << 10;
+const MAX_COMMAND_WORDS: usize = 32;
+
 /// The answer for one birth.
 #[derive(Debug)]
 pub(super) enum Found {
@@ -47,8 +52,8 @@ pub(super) enum Found {
     },
     /// The process has ended.
     Gone,
-    /// No state directory knows it.
-    Nothing,
+    /// No state directory knows it; what it shows of itself, if that could be read.
+    Nothing(Option<Box<Look>>),
 }
 
 /// Searches, and remembers what it read.
@@ -109,7 +114,7 @@ impl Finder {
             Some(place) if place.domain == Domain::Host || place.domain == Domain::User(candidate.view.uid) => {
                 self.state(candidate, place)
             }
-            _ => Found::Nothing,
+            _ => Found::Nothing(self.own.and_then(|host| looked(&candidate, host)).map(Box::new)),
         };
         candidates.into_iter().map(|candidate| candidate.map_or_else(|without| without, find)).collect()
     }
@@ -269,7 +274,55 @@ impl Finder {
 fn unseen(error: io::Error) -> Found {
     match Errno::from_raw(error.raw_os_error().unwrap_or(0)) {
         Errno::ENOENT | Errno::ESRCH => Found::Gone,
-        _ => Found::Nothing,
+        _ => Found::Nothing(None),
+    }
+}
+
+/// What a process shows that no state directory knows.
+fn looked(candidate: &Candidate, host: Namespaces) -> Option<Look> {
+    let Candidate { task, view, .. } = candidate;
+    let above = view.parent.and_then(|parent| Above::of(parent, host));
+    let cgroup = view.cgroup.path.as_deref().filter(|path| *path != "/").or(view.cgroup.v1_path.as_deref());
+    let recognised = recognise(&Shown {
+        cgroup: cgroup.unwrap_or_default(),
+        uid: view.uid,
+        has_host_pids: view.namespaces.pid == host.pid,
+        has_host_users: view.namespaces.user == host.user,
+        parent: above.as_ref().map(|above| Parent {
+            pid: above.pid,
+            program: &above.program,
+            arguments: &above.arguments,
+        }),
+    });
+    let command = task.arguments(MAX_COMMAND_LEN).ok().map(|words| {
+        let words = words.iter().take(MAX_COMMAND_WORDS).map(|word| Str::from(word.to_string_lossy()));
+        words.collect::<Arc<[Str]>>()
+    });
+    let look = Look { recognised, cgroup: view.cgroup.clone(), command: command.filter(|words| !words.is_empty()) };
+    task.is(view.task).then_some(look)
+}
+
+/// The process above another one, as far as the host's root answers for it.
+struct Above {
+    pid: u32,
+    program: String,
+    arguments: Vec<String>,
+}
+
+impl Above {
+    /// Absent where it is not in the host's mount ns, or anybody but root could have made its program.
+    fn of(parent: TaskId, host: Namespaces) -> Option<Above> {
+        if parent.pid == 1 {
+            // The host's first process, whatever it is: it need not let itself be looked at.
+            return Some(Above { pid: 1, program: String::new(), arguments: Vec::new() });
+        }
+        let task = Task::open(parent.pid).ok()?;
+        let is_hosts = task.namespaces().mnt == host.mnt && task.program_is_roots();
+        let program = task.exe().ok()?.file_name()?.to_str()?.to_owned();
+        let arguments = task.arguments(MAX_ARGUMENTS_LEN).unwrap_or_default();
+        let arguments = arguments.iter().map(|word| word.to_string_lossy().into_owned()).collect();
+        // All of that is about this process only if it is still the same one.
+        (is_hosts && task.is(parent)).then_some(Above { pid: parent.pid, program, arguments })
     }
 }
 

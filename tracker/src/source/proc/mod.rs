@@ -149,15 +149,20 @@ pub async fn run(
                 Found::Gone => {
                     stats.gone.fetch_add(1, Ordering::Relaxed);
                 }
-                Found::Nothing => match PAUSES.get(attempts) {
-                    Some(pause) if wanted.add(birth, Instant::now() + *pause, attempts + 1) => {}
-                    Some(_) => {
-                        stats.dropped.fetch_add(1, Ordering::Relaxed);
+                Found::Nothing(look) => {
+                    let task = birth.task;
+                    let what = look.map(|look| What::Looked { task, look });
+                    stated.extend(what.map(|what| Fact { source: Source::Proc, at: BootTime::now(), what }));
+                    match PAUSES.get(attempts) {
+                        Some(pause) if wanted.add(birth, Instant::now() + *pause, attempts + 1) => {}
+                        Some(_) => {
+                            stats.dropped.fetch_add(1, Ordering::Relaxed);
+                        }
+                        None => {
+                            stats.unknown.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
-                    None => {
-                        stats.unknown.fetch_add(1, Ordering::Relaxed);
-                    }
-                },
+                }
             }
         }
         if !stated.is_empty() && facts.state(stated).await.is_err() {

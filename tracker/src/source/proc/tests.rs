@@ -76,7 +76,7 @@ impl Lab {
 
     #[track_caller]
     fn find_nothing(&self) {
-        assert!(matches!(self.look(), Found::Nothing));
+        assert!(matches!(self.look(), Found::Nothing(_)));
     }
 }
 
@@ -160,13 +160,13 @@ fn what_is_remembered_is_read_again_when_it_changes() {
     let lab = Lab::new();
     let mut finder = Finder::new(&lab.config(), Arc::default());
     fs::write(lab.root().join("web/state.json"), "{}").unwrap();
-    assert!(matches!(lab.look_with(&mut finder), Found::Nothing));
+    assert!(matches!(lab.look_with(&mut finder), Found::Nothing(_)));
     lab.write_state(lab.birth.task.start_ticks);
     for _ in 0..2 {
         assert!(matches!(lab.look_with(&mut finder), Found::Container { .. }));
     }
     fs::remove_dir_all(lab.root().join("web")).unwrap();
-    assert!(matches!(lab.look_with(&mut finder), Found::Nothing));
+    assert!(matches!(lab.look_with(&mut finder), Found::Nothing(_)));
 }
 
 #[test]
@@ -191,10 +191,16 @@ async fn a_state_file_that_is_written_after_the_request_is_found_all_the_same() 
     }
     lab.write_state(lab.birth.task.start_ticks);
 
-    let delivery = timeout(Duration::from_secs(20), deliveries.next()).await.unwrap().unwrap();
-    let Delivery::Facts(stated) = delivery else { panic!("{delivery:?}") };
-    assert_eq!(stated[0].source, Source::Proc);
-    assert!(matches!(&stated[0].what, What::Stated { key, .. } if key.id.as_str() == "web"));
+    let fact = loop {
+        let delivery = timeout(Duration::from_secs(20), deliveries.next()).await.unwrap().unwrap();
+        let Delivery::Facts(mut stated) = delivery else { panic!("{delivery:?}") };
+        assert_eq!((stated.len(), stated[0].source), (1, Source::Proc));
+        // Until then it is what it shows of itself.
+        if !matches!(&stated[0].what, What::Looked { task, .. } if *task == lab.birth.task) {
+            break stated.remove(0);
+        }
+    };
+    assert!(matches!(&fact.what, What::Stated { key, .. } if key.id.as_str() == "web"));
     assert!(health.is_reporting(Source::Proc));
     assert_eq!(stats.found.load(Ordering::Relaxed), 1);
     cancel.cancel();
