@@ -13,7 +13,7 @@ use tracker_tests::{kernel, require, requirement};
 
 /// A configuration under which nothing of the machine's is touched.
 const ALONE: &str = "[barrier]\nknown-paths = false\nlearn = false\n[proc]\nusual-roots = false\n\
-                     [containerd]\nenabled = false\n";
+                     [containerd]\nenabled = false\n[find]\nenabled = false\n";
 
 /// The checks of a doctor behind these words of a command line, and its exit code.
 fn examine(wrapper: &[&str]) -> Result<(Vec<Value>, Option<i32>)> {

@@ -176,7 +176,11 @@ fn a_containerd_inside_a_container_speaks_for_what_is_in_there() -> Result<()> {
         let mut lines = lines.filter(|line| line["what"].as_str().is_some_and(|what| what.ends_with(&socket)));
         lines.find(|line| line["condition"] == "live")
     });
-    assert!(found["what"].as_str().unwrap().starts_with("/proc/"), "{found:#}");
+    let path = Path::new(found["what"].as_str().unwrap());
+    assert!(path.starts_with("/proc"), "{found:#}");
+    let strict = tracker("")?;
+    let refused = line(&strict, "containerd", path, "refused");
+    assert!(refused["detail"].as_str().unwrap().contains("find.nested"), "{refused:#}");
     inner.import_image("default")?;
     inner.run("default", "finder-inner", &[], &["sleep", "1000"])?;
     let container = eventually("what is in there is known", || {

@@ -16,6 +16,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr, socket
 use super::{Check, Verdict};
 use crate::barrier::{self, KNOWN_RUNTIMES};
 use crate::config::Config;
+use crate::source::find::{self, Finding};
 
 pub(super) fn checks(config: &Config) -> Vec<Check> {
     let mut checks = oci_runtimes(&config.barrier);
@@ -23,7 +24,30 @@ pub(super) fn checks(config: &Config) -> Vec<Check> {
     checks.extend(cri(config));
     #[cfg(feature = "docker")]
     checks.extend(docker(config));
+    let found = found(config, &checks);
+    checks.extend(found);
     checks
+}
+
+/// Sockets that no configuration names: those that are not `told` yet.
+fn found(config: &Config, told: &[Check]) -> Vec<Check> {
+    let is_told = |finding: &Finding| told.iter().any(|check| check.subject.ends_with(&format!(" {}", finding.path)));
+    let findings = find::look_once(&config.find).into_iter().filter(|finding| !is_told(finding));
+    let check = |finding| {
+        let Finding { api, path, how, verdict } = finding;
+        let subject = format!("{} {path}", api.source());
+        match verdict {
+            Ok(()) => Check::ok(subject, format!("is there (found by {how})")),
+            Err(why) => Check::lacking(
+                Verdict::Warn,
+                subject,
+                format!("{why} (found by {how})"),
+                "what only it knows of its containers; the kernel shows them all the same",
+                "see who listens there: it is not asked",
+            ),
+        }
+    };
+    findings.map(check).collect()
 }
 
 fn oci_runtimes(config: &barrier::Config) -> Vec<Check> {

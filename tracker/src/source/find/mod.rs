@@ -84,6 +84,9 @@ const MAX_LOST: usize = 4;
 /// Sockets that are asked in one look which API they speak.
 const MAX_ASKED: usize = 16;
 
+/// Findings that people are told.
+const MAX_FINDINGS: usize = 32;
+
 /// What a kind's line on the health board is called as long as none of it is found.
 const SEARCH: &str = "search";
 
@@ -181,6 +184,40 @@ type Look = (Eyes, Vec<Sighting>);
 
 /// The init process of the container that has a mount namespace.
 pub type Whose = Box<dyn Fn(u32) -> Option<TaskId> + Send + Sync>;
+
+/// A socket that one look found.
+#[derive(Clone, Debug)]
+pub(crate) struct Finding {
+    pub(crate) api: Api,
+    pub(crate) path: String,
+    /// How it was found.
+    pub(crate) how: String,
+    /// Whether a tracker would ask it, as far as that can be told without: else the reason.
+    pub(crate) verdict: Result<(), String>,
+}
+
+/// One look, for people: what a tracker with this configuration would find. Asks nobody anything, so that a daemon's other
+/// sockets are left out, unless their names tell what they are. Blocks as long as the files that are looked at do.
+pub(crate) fn look_once(config: &Config) -> Vec<Finding> {
+    if !config.enabled {
+        return Vec::new();
+    }
+    // Whose a mount namespace is, only a running tracker knows.
+    let nested = |_| match config.nested {
+        true => Ok(Domain::Host),
+        false => Err("its listener lives in a mount namespace of its own: see `find.nested`".to_owned()),
+    };
+    let mut files = HashSet::new();
+    let sightings = Eyes::new(&config.host_root, &Api::ALL, HashSet::new(), Attention::default()).look().into_iter();
+    let sightings = sightings.filter(|sighting| sighting.has_telling_name && files.insert(sighting.file.id));
+    let findings = sightings.map(|sighting| Finding {
+        api: sighting.api,
+        path: shown(&sighting.path),
+        how: sighting.origin.to_string(),
+        verdict: judge(&sighting, nested).map(drop),
+    });
+    findings.take(MAX_FINDINGS).collect()
+}
 
 /// Looks for runtimes. To be run as a task ([`Finder::run`]).
 pub struct Finder {
@@ -368,10 +405,10 @@ impl Finder {
             }
         }
         for ((api, path), origin) in self.book.origins() {
-            self.health.set_origin(api.source(), &shown(path), &origin.to_string());
+            self.sources_of(*api).for_each(|of| self.health.set_origin(of, &shown(path), &origin.to_string()));
         }
         for (api, path) in gone {
-            self.health.forget(api.source(), &shown(path));
+            self.sources_of(*api).for_each(|source| self.health.forget(source, &shown(path)));
         }
         for ((api, path), refused) in self.book.refused() {
             let (source, what) = (api.source(), shown(path));
@@ -382,6 +419,12 @@ impl Finder {
         }
         self.stats.used.store(self.book.origins().count() as u64, Relaxed);
         self.stats.refused.store(self.book.refused().count() as u64, Relaxed);
+    }
+
+    /// The sources that ask a socket of this kind.
+    fn sources_of(&self, api: Api) -> impl Iterator<Item = Source> {
+        let and_cri = api == Api::Containerd && self.kinds[&Api::Cri].wanted.containerds;
+        [api.source()].into_iter().chain(and_cri.then_some(Source::Cri))
     }
 
     /// Tells the sources which sockets there are. Returns whether there are any that were not.
