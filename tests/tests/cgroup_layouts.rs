@@ -72,7 +72,7 @@ fn a_container_has_its_cgroup_and_its_end(kind: Kind) -> Result<()> {
     if let Some(cgroup) = running.cgroup.id {
         let Group::Containers(by_cgroup) = reader.by_cgroup(cgroup) else { panic!("cgroup {cgroup} is not known") };
         let ids: Vec<_> = by_cgroup.map(|container| container.id.to_string()).collect();
-        assert_eq!(ids, [id.clone()]);
+        assert_eq!(ids, [&*id]);
     }
 
     container.kill("KILL")?;

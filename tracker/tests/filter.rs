@@ -196,7 +196,7 @@ fn a_number_that_passes_to_an_excluded_container_is_no_longer_its_former_holders
 #[test]
 fn nobody_is_called_for_the_start_of_an_excluded_container_and_nobody_waits() {
     let tracker = excluding(&["image:nginx"]);
-    let (called, calls) = mpsc::channel();
+    let (called, calls) = mpsc::sync_channel(2);
     let hook = move |container: &std::sync::Arc<tracker::Container>| called.send(container.id.to_string()).unwrap();
     tracker.on_start("test", Selector::everything(), Duration::from_secs(5), hook).unwrap();
     let soon = || Instant::now() + Duration::from_secs(10);

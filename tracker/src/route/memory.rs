@@ -46,6 +46,7 @@ impl Epoch {
 
 /// An answer. Clones are counted apart from those of other threads, which would wait for one another.
 #[derive(Clone, Debug)]
+#[expect(clippy::redundant_allocation, reason = "the outer one is counted by one thread, the inner one by all")]
 pub(super) struct Held(Arc<Arc<Kept>>);
 
 impl Held {

@@ -88,8 +88,8 @@ struct Session<'a> {
 /// What came of a call.
 enum Answer {
     List { at: BootTime, asked: Instant, list: Result<List, CallError> },
-    Pod { id: ContainerId, at: BootTime, status: Result<PodSandboxStatusResponse, CallError> },
-    Container { id: ContainerId, at: BootTime, status: Result<ContainerStatusResponse, CallError> },
+    Pod { id: ContainerId, at: BootTime, status: Result<Box<PodSandboxStatusResponse>, CallError> },
+    Container { id: ContainerId, at: BootTime, status: Result<Box<ContainerStatusResponse>, CallError> },
     Alive(Result<VersionResponse, CallError>),
 }
 
@@ -261,12 +261,12 @@ impl<'a> Session<'a> {
             let (client, at) = (self.client.clone(), BootTime::now());
             self.calls.push(match subject {
                 Subject::Sandbox(id) => async move {
-                    let status = client.pod_status(&id).await;
+                    let status = client.pod_status(&id).await.map(Box::new);
                     Answer::Pod { id, at, status }
                 }
                 .boxed(),
                 Subject::Container(id) => async move {
-                    let status = client.container_status(&id).await;
+                    let status = client.container_status(&id).await.map(Box::new);
                     Answer::Container { id, at, status }
                 }
                 .boxed(),
