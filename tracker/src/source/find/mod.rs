@@ -336,7 +336,7 @@ impl Finder {
             }
             (false, _) => Err("its listener lives in a mount namespace of its own: see `find.nested`".to_owned()),
         };
-        let judged = sightings.into_iter().map(|sighting| (judge(&sighting, &nested), sighting));
+        let judged = sightings.into_iter().map(|sighting| (judge(&sighting, nested), sighting));
         let mut judged: Vec<(Verdict, Sighting)> = judged.collect();
         self.ask_what_they_speak(&mut judged).await;
         let gone = self.book.look(Instant::now(), &configured, judged);
