@@ -33,14 +33,14 @@ impl Source {
         let podman = podman::Config {
             sockets: sockets.to_vec(),
             sockets_if_present: vec![],
-            env_allow: vec!["COLOUR".into()],
             alive_interval_ms: 500,
             call_deadline_ms: 2_000,
             backoff_cap_ms: 500,
             ..Default::default()
         };
+        let env_allow = ["COLOUR"].into_iter().collect();
         let find = find::Config { enabled: false, ..Default::default() };
-        let tracker = Tracker::start(Config { podman, find, ..Config::default() })?;
+        let tracker = Tracker::start(Config { podman, find, env_allow, ..Config::default() })?;
         Ok(Source { reader: tracker.reader(), tracker })
     }
 

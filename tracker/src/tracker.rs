@@ -363,7 +363,16 @@ impl Tracker {
         }
         let podman = Arc::clone(&stats.podman);
         let of_podman = sockets.podman.clone();
-        let podman = source::podman::run(config.podman, of_podman, podman_looks, facts(), health(), podman, cancel());
+        let podman = source::podman::run(
+            config.podman,
+            config.env_allow.clone(),
+            of_podman,
+            podman_looks,
+            facts(),
+            health(),
+            podman,
+            cancel(),
+        );
         runtime.spawn(podman);
         #[cfg(feature = "containerd")]
         {

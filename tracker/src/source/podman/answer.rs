@@ -3,7 +3,7 @@
 //! Only the fields that are stated are read, and `null` is as good as nothing, for Go writes it for every empty list.
 //! A process's arguments are never kept, and its environment only as far as the configuration allows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,9 +14,9 @@ use serde::{Deserialize, Deserializer};
 
 use super::store::{digest, image_id};
 use crate::container::{
-    Address, ContainerId, Details, Domain, Exit, Health, Image, Kind, Labels, Mount, Pod, Port, Resources, Runtime,
-    State, Str,
+    Address, ContainerId, Details, Domain, Exit, Health, Image, Kind, Mount, Pod, Port, Resources, Runtime, State, Str,
 };
+use crate::enrich::env::EnvAllow;
 use crate::enrich::{caps, scope};
 use crate::fact::Statement;
 use crate::time::BootTime;
@@ -262,7 +262,7 @@ impl Row {
 
 impl Inspection {
     /// All that is told of the container.
-    pub(super) fn told(self, domain: Domain, env_allow: &[String]) -> Told {
+    pub(super) fn told(self, domain: Domain, env_allow: &EnvAllow) -> Told {
         let state = state(&self.state.status);
         let over = state == Some(State::Exited);
         let pid = u32::try_from(self.state.pid).ok().filter(|pid| *pid != 0 && !over);
@@ -287,7 +287,7 @@ impl Inspection {
             mounts: Some(mounts(self.mounts)),
             resources: Some(self.host_config.resources()),
             command: None,
-            env: env(&self.config.env, env_allow),
+            env: env_allow.pick(self.config.env.iter().map(String::as_str)),
         };
         let statement = Statement {
             kind: Some(kind(self.is_infra)),
@@ -433,30 +433,19 @@ impl HostSettings {
     }
 }
 
-fn env(env: &[String], allowed: &[String]) -> Option<Labels> {
-    if allowed.is_empty() {
-        return None;
-    }
-    let variables = env.iter().filter_map(|variable| variable.split_once('='));
-    let wanted: HashMap<_, _> = variables
-        .filter(|(name, _)| allowed.iter().any(|allowed| allowed == name))
-        .map(|(n, v)| (n.to_owned(), v.to_owned()))
-        .collect();
-    Some(caps::labels(wanted).0)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::container::Labels;
 
     /// What podman 4.3 answers about a container on two networks, shortened to what is read and its neighbours.
     const INSPECTION: &str = include_str!("inspection.json");
 
     fn inspection(domain: Domain) -> Told {
         let inspection: Inspection = serde_json::from_str(INSPECTION).unwrap();
-        inspection.told(domain, &["COLOUR".to_owned()])
+        inspection.told(domain, &["COLOUR"].into_iter().collect())
     }
 
     #[test]
@@ -545,7 +534,7 @@ mod tests {
                 "State":{{"Pid":{number},"StartedAt":{text},"Status":{text}}},"Mounts":[{{"Type":{text},"Destination":{text}}}],
                 "NetworkSettings":{{"IPAddress":{text},"IPPrefixLen":{short},"Ports":{{{text}:[{{"HostPort":{text}}}]}}}},
                 "HostConfig":{{"CpuPeriod":{number},"CpuQuota":{number},"Memory":{number},"Privileged":{is}}}}}"#);
-            serde_json::from_str::<Inspection>(&inspection).unwrap().told(Domain::Host, &[]);
+            serde_json::from_str::<Inspection>(&inspection).unwrap().told(Domain::Host, &EnvAllow::default());
         }
     }
 }

@@ -37,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::collection::door::Facts;
 use crate::container::Domain;
+use crate::enrich::env::EnvAllow;
 use crate::fact::{Birth, Fact, Source, What};
 use crate::source::complaints::Complaints;
 use crate::source::endpoint::{Endpoint, Endpoints, follow_all};
@@ -54,8 +55,6 @@ pub struct Config {
     pub sockets: Vec<PathBuf>,
     /// Sockets that are used when they appear, and not mentioned before.
     pub sockets_if_present: Vec<PathBuf>,
-    /// Environment variables that are told; no others are kept.
-    pub env_allow: Vec<String>,
     /// How long one call may take, in milliseconds.
     pub call_deadline_ms: u64,
     /// How long one list may take, in milliseconds.
@@ -76,7 +75,6 @@ impl Default for Config {
             enabled: true,
             sockets: vec![],
             sockets_if_present: vec!["/run/podman/podman.sock".into()],
-            env_allow: vec![],
             call_deadline_ms: 5_000,
             list_deadline_ms: 10_000,
             alive_interval_ms: 5_000,
@@ -167,6 +165,7 @@ pub struct Stats {
 /// What both ways share.
 struct Shared {
     config: Config,
+    env_allow: EnvAllow,
     facts: Facts,
     health: HealthBoard,
     stats: Arc<Stats>,
@@ -196,8 +195,10 @@ struct Peer {
 
 /// Follows all services, and looks at each of `wishes`, until `cancel` or until the collection has ended. To be spawned on
 /// a runtime with IO and time enabled.
+#[expect(clippy::too_many_arguments, reason = "each is somebody else's, and this is called once")]
 pub async fn run(
     config: Config,
+    env_allow: EnvAllow,
     endpoints: Endpoints,
     wishes: mpsc::Receiver<Birth>,
     facts: Facts,
@@ -209,7 +210,7 @@ pub async fn run(
         return;
     }
     let (complaints, ledger) = (Complaints::default(), Mutex::default());
-    let shared = Arc::new(Shared { config, facts, health, stats, complaints, ledger });
+    let shared = Arc::new(Shared { config, env_allow, facts, health, stats, complaints, ledger });
     // Files are read at any time: there is always something to come.
     let live = Fact { source: Source::Podman, at: BootTime::now(), what: What::Live(true) };
     if shared.facts.state(vec![live]).await.is_err() {

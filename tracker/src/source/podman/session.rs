@@ -266,7 +266,7 @@ impl Session<'_> {
     ) -> Result<Vec<Fact>, End> {
         let shared = &self.peer.shared;
         let told = match answer {
-            Ok(answer) => answer.told(name.domain, &shared.config.env_allow),
+            Ok(answer) => answer.told(name.domain, &shared.env_allow),
             // It was removed meanwhile: an event says so, or has said so.
             Err(error) if error.is_not_found() => return Ok(vec![]),
             // It is being started, which takes its time; or its labels are longer than what is read.
