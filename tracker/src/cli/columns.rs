@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use tracker::container::Kind;
 use tracker::server::api::Container;
 
 use super::output::{Cell, Column};
@@ -9,7 +10,7 @@ use super::output::{Cell, Column};
 /// All columns, in the order of `-o wide`.
 pub(crate) const CONTAINER: &[Column<Container>] = &[
     Column { name: "id", wide: false, cell: |c| Cell::text(&*c.id).shown_as(short(&c.id).to_owned()) },
-    Column { name: "name", wide: false, cell: |c| c.name.as_deref().into() },
+    Column { name: "name", wide: false, cell: name },
     Column { name: "state", wide: false, cell: state },
     Column { name: "grade", wide: false, cell: |c| c.grade.map(|grade| grade.name()).into() },
     Column { name: "image", wide: false, cell: image },
@@ -45,6 +46,14 @@ pub(crate) fn short(id: &str) -> &str {
 /// An image's name without what everybody leaves out when they type it.
 pub(crate) fn familiar(name: &str) -> &str {
     name.strip_prefix("docker.io/").map_or(name, |name| name.strip_prefix("library/").unwrap_or(name))
+}
+
+/// A sandbox has no name of its own, and stands among the containers of its pod.
+fn name(container: &Container) -> Cell {
+    match (&container.name, container.kind) {
+        (None, Kind::Sandbox) => Cell::absent().shown_as("(sandbox)".to_owned()),
+        (name, _) => name.as_deref().into(),
+    }
 }
 
 fn state(container: &Container) -> Cell {

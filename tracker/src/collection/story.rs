@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::state::State;
 use super::view::{ById, Lookup, Reader, Row};
-use crate::container::{Container, Str};
+use crate::container::{Container, Kind, Str};
 use crate::fact::Source;
 use crate::time::BootTime;
 
@@ -126,7 +126,8 @@ fn unknown(container: &Container) -> Vec<(&'static str, Str)> {
             missing.push((field, Str::clone(&nobody)));
         }
     };
-    expect("name", container.name.is_some());
+    // A sandbox has none.
+    expect("name", container.name.is_some() || container.kind == Kind::Sandbox);
     expect("image", container.image.is_some());
     expect("bundle", container.bundle.is_some());
     expect("cgroup", container.cgroup.id.is_some() || container.cgroup.v1_path.is_some());
