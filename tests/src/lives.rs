@@ -11,7 +11,9 @@ use tracker::BootTime;
 
 use crate::bundle::{Bundle, RootFs};
 use crate::containerd::Containerd;
+use crate::docker::Docker;
 use crate::kubelet::{Kubelet, Network, Pod};
+use crate::podman::Podman;
 use crate::runc::{Container, Kind, Runtime};
 use crate::{kernel, process};
 
@@ -26,6 +28,10 @@ pub enum Way {
     Run,
     /// `ctr run`.
     Containerd,
+    /// `docker run`, without a network.
+    Docker,
+    /// `podman run` by root, without a network, beside its REST service.
+    Podman,
     /// A pod of one container, as a kubelet asks containerd's CRI plugin for it.
     Cri,
 }
@@ -34,7 +40,7 @@ const SLEEP: [&str; 2] = ["/bin/sleep", "1000000"];
 
 impl Way {
     /// All of them.
-    pub const ALL: [Way; 5] = [Way::Runc, Way::Crun, Way::Run, Way::Containerd, Way::Cri];
+    pub const ALL: [Way; 7] = [Way::Runc, Way::Crun, Way::Run, Way::Containerd, Way::Docker, Way::Podman, Way::Cri];
 
     /// Its name, as typed and printed.
     pub fn name(self) -> &'static str {
@@ -43,6 +49,8 @@ impl Way {
             Way::Crun => "crun",
             Way::Run => "run",
             Way::Containerd => "containerd",
+            Way::Docker => "docker",
+            Way::Podman => "podman",
             Way::Cri => "cri",
         }
     }
@@ -70,6 +78,8 @@ pub struct Place {
     runc: Runtime,
     crun: Option<Runtime>,
     containerd: Option<Containerd>,
+    docker: Option<Docker>,
+    podman: Option<Podman>,
     // Last: what lies in it is in use until the rest has gone.
     directory: tempfile::TempDir,
 }
@@ -88,23 +98,38 @@ impl Place {
             containerd.import_image("default")?;
         }
         let crun = uses(&[Way::Crun]).then(|| Runtime::copy(Kind::Crun, directory.path())).transpose()?;
+        let docker = uses(&[Way::Docker]).then(Docker::start).transpose()?;
+        let mut podman = uses(&[Way::Podman]).then(Podman::start).transpose()?;
+        podman.as_mut().map(Podman::serve).transpose()?;
         Ok(Place {
             root: RootFs::create(directory.path())?,
             runc: Runtime::copy(Kind::Runc, directory.path())?,
             crun,
             containerd,
+            docker,
+            podman,
             directory,
         })
     }
 
     /// A tracker's configuration (TOML) that knows the runtimes and daemons of this place, and no others.
     pub fn config(&self) -> String {
-        let runtimes = [Some(&self.runc), self.crun.as_ref(), self.containerd.as_ref().map(Containerd::runtime)];
+        let containerds = [self.containerd.as_ref(), self.docker.as_ref().map(Docker::containerd)];
+        let containerds: Vec<&Containerd> = containerds.into_iter().flatten().collect();
+        let runtimes = [Some(&self.runc), self.crun.as_ref()].into_iter().flatten();
+        let runtimes = runtimes.chain(containerds.iter().map(|containerd| containerd.runtime()));
         let (runtimes, roots): (Vec<&Path>, Vec<&Path>) =
-            runtimes.into_iter().flatten().map(|runtime| (runtime.program(), runtime.root())).unzip();
-        let sockets: Vec<_> = self.containerd.iter().map(Containerd::socket).collect();
+            runtimes.map(|runtime| (runtime.program(), runtime.root())).unzip();
+        let sockets: Vec<_> = containerds.iter().map(|containerd| containerd.socket()).collect();
+        let docker: Vec<_> = self.docker.iter().map(Docker::socket).collect();
+        let podman: Vec<_> = self.podman.iter().map(Podman::socket).collect();
+        let cri: Vec<_> = self.containerd.iter().map(Containerd::socket).collect();
         format!(
-            "[barrier]\nruntimes = {runtimes:?}\n[proc]\nroots = {roots:?}\n[containerd]\nsockets = {sockets:?}\nsockets-if-present = []\n"
+            "[find]\nenabled = false\n[barrier]\nruntimes = {runtimes:?}\n[proc]\nroots = {roots:?}\n\
+             [containerd]\nsockets = {sockets:?}\nsockets-if-present = []\n\
+             [docker]\nsockets = {docker:?}\nsockets-if-present = []\n\
+             [podman]\nsockets = {podman:?}\nsockets-if-present = []\n\
+             [cri]\nsockets = {cri:?}\nsockets-if-present = []\n"
         )
     }
 
@@ -118,6 +143,8 @@ impl Place {
                 process::run(crun.command().arg("list")).map(drop)?;
             }
             Way::Containerd => self.containerd()?.ctr("default", &["tasks", "list"]).map(drop)?,
+            Way::Docker => self.docker()?.cli(&["ps", "--all"]).map(drop)?,
+            Way::Podman => self.podman()?.podman(&["ps", "--all"]).map(drop)?,
             Way::Cri => self.containerd()?.ctr("k8s.io", &["tasks", "list"]).map(drop)?,
         }
         Ok(start.elapsed())
@@ -125,6 +152,14 @@ impl Place {
 
     fn directory(&self) -> &Path {
         self.directory.path()
+    }
+
+    fn docker(&self) -> Result<&Docker> {
+        self.docker.as_ref().context("this place has no dockerd")
+    }
+
+    fn podman(&self) -> Result<&Podman> {
+        self.podman.as_ref().context("this place has no podman")
     }
 
     fn containerd(&self) -> Result<&Containerd> {
@@ -164,6 +199,8 @@ pub struct Running<'a> {
 enum Ends<'a> {
     Runtime { container: Container<'a>, bundle: Bundle },
     Containerd(&'a Containerd),
+    Docker(&'a Docker),
+    Podman(&'a Podman),
     Pod(Box<Pod>),
 }
 
@@ -188,6 +225,22 @@ impl<'a> Starter<'a> {
                 Running::new(name, container.pid(), container.took(), Ends::Runtime { container, bundle })
             }
             Way::Containerd => self.by_containerd(name),
+            Way::Docker => {
+                let docker = self.place.docker()?;
+                let start = Instant::now();
+                let id = docker.run(&["--network", "none", "--name", name], &SLEEP)?;
+                let start = start.elapsed();
+                Running::new(&id, docker.pid(&id)?, start, Ends::Docker(docker))
+            }
+            Way::Podman => {
+                let podman = self.place.podman()?;
+                let start = Instant::now();
+                let id = podman.run(name, &[], &SLEEP)?;
+                let start = start.elapsed();
+                let pid = podman.podman(&["inspect", "--format", "{{.State.Pid}}", &id])?;
+                let pid = pid.trim().parse().with_context(|| format!("a pid, not `{pid}`"))?;
+                Running::new(&id, pid, start, Ends::Podman(podman))
+            }
             Way::Cri => self.by_cri(name),
         }
     }
@@ -206,6 +259,8 @@ impl<'a> Starter<'a> {
                 containerd.ctr("default", &["tasks", "delete", "--force", &life.id])?;
                 containerd.ctr("default", &["containers", "delete", &life.id])?;
             }
+            Ends::Docker(docker) => docker.cli(&["rm", "--force", &life.id]).map(drop)?,
+            Ends::Podman(podman) => podman.podman(&["rm", "--force", "--time", "0", &life.id]).map(drop)?,
             Ends::Pod(pod) => self.kubelet()?.remove_pod(&pod)?,
         }
         Ok(life)

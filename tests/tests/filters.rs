@@ -80,7 +80,7 @@ fn pods_of_an_excluded_namespace_never_show_and_explain_says_why() -> Result<()>
     let lookup = daemon.ask(&["lookup", "--mntns", &mntns, "-o", "json"])?;
     let answer: Value = serde_json::from_str(&lookup.out)?;
     assert_eq!((lookup.code, &answer["answer"], &answer["excluded"]), (3, &json!("unknown"), &json!(1)), "{lookup:?}");
-    assert!(lookup.err.contains("filter"), "{}", lookup.err);
+    assert!(lookup.err.contains("tracker explain"), "{}", lookup.err);
     let inspect = daemon.ask(&["inspect", &dull])?;
     assert_eq!(inspect.code, 3);
     assert!(inspect.err.contains(&rule), "{}", inspect.err);

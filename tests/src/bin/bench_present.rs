@@ -22,7 +22,7 @@ use tracker_tests::lives::{Life, Place, Running, Starter, Way};
 #[command(about = "How soon containers that were there before are known")]
 struct Arguments {
     /// What runs the containers; without it, all that `--help` of `churn` lists but `run`
-    #[arg(long, value_delimiter = ',', default_values = [Way::Runc, Way::Crun, Way::Containerd, Way::Cri].map(Way::name))]
+    #[arg(long, value_delimiter = ',', default_values = Way::ALL.into_iter().filter(|way| *way != Way::Run).map(Way::name))]
     runtime: Vec<Way>,
     /// Fraction of the full numbers: 1,000 of runc and of crun, 200 of each of the others
     #[arg(long, default_value_t = 1.0)]

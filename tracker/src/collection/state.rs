@@ -519,7 +519,9 @@ impl State {
     /// Statements about missing fields, of all who speak about the run, each with who says so.
     pub(crate) fn missing(&self, instance: u64) -> Vec<(Source, &'static str, Str)> {
         let Some(run) = self.runs.get(&instance) else { return Vec::new() };
-        let said = Source::ALL.into_iter().filter_map(|source| Some((source, run.statements.of(source, true)?)));
+        let container = run.keys.first().and_then(|key| self.claims.get(key)).map(|claim| &claim.statements);
+        let of = |source| run.statements.of(source, true).or_else(|| container?.of(source, true));
+        let said = Source::ALL.into_iter().filter_map(|source| Some((source, of(source)?)));
         let missing = |(source, statement): (Source, &Statement)| {
             let of_source = move |(field, reason): &(&'static str, Str)| (source, *field, Str::clone(reason));
             statement.missing.iter().map(of_source).collect::<Vec<_>>()

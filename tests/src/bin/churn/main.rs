@@ -26,10 +26,11 @@ use witness::Witness;
 #[derive(Parser)]
 #[command(about = "Containers come and go as fast as the machine can")]
 struct Arguments {
-    /// What runs the containers: runc, crun (create and start), run (`runc run`), containerd, cri; without it, all of them
+    /// What runs the containers: runc, crun (create and start), run (`runc run`), containerd, docker, podman, cri; without it,
+    /// all of them
     #[arg(long, value_delimiter = ',', default_values = Way::ALL.map(Way::name))]
     runtime: Vec<Way>,
-    /// Fraction of the full numbers: 10,000 by runc, 1,000 by each of the others, 300 pods
+    /// Fraction of the full numbers: 10,000 by runc, 1,000 by crun, run and containerd, 300 by each of the others
     #[arg(long, default_value_t = 1.0)]
     scale: f64,
     /// Containers at once
@@ -84,21 +85,29 @@ fn full_number(way: Way) -> usize {
     match way {
         Way::Runc => 10_000,
         Way::Crun | Way::Run | Way::Containerd => 1_000,
-        Way::Cri => 300,
+        Way::Docker | Way::Podman | Way::Cri => 300,
     }
 }
 
 /// What the tracker itself counted while it was beside.
 fn aside(way: Way, lives: usize, tracker: &Tracker) -> String {
     let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-    let containerd = &tracker.stats().containerd;
-    let calls = count(&containerd.calls_container) + count(&containerd.calls_image);
+    let stats = tracker.stats();
+    let calls = [
+        ("containerd", count(&stats.containerd.calls_container) + count(&stats.containerd.calls_image)),
+        ("docker", count(&stats.docker.calls_inspect) + count(&stats.docker.calls_image)),
+        ("podman", count(&stats.podman.calls_inspect) + count(&stats.podman.calls_pod)),
+        ("cri", count(&stats.cri.calls_status)),
+        ("cri, lists", count(&stats.cri.calls_list)),
+    ];
+    let calls = calls.into_iter().filter(|(_, calls)| *calls > 0);
+    let calls: Vec<String> = calls.map(|(who, calls)| format!("{:.2} ({who})", calls as f64 / lives as f64)).collect();
+    let calls = if calls.is_empty() { "none".to_owned() } else { calls.join(", ") };
     let barrier = &tracker.stats().barrier;
     let held = Buckets(barrier.hold_times.counts().into());
     format!(
-        "{}: {:.2} calls to containerd per life; read to answer of {} events: p50 {}, p99 {}, max {}",
+        "{}: calls per life: {calls}; read to answer of {} events: p50 {}, p99 {}, max {}",
         way.name(),
-        calls as f64 / lives as f64,
         held.total(),
         held.at(0.5),
         held.at(0.99),
