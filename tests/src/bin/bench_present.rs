@@ -94,9 +94,8 @@ fn start(place: &Place, way: Way, number: usize) -> Result<Vec<Running<'_>>> {
 
 /// From the call that starts the tracker until all are known; and how much of that the call itself took.
 fn measure(place: &Place, way: Way, truth: &HashMap<u32, &Life>) -> Result<(Duration, Duration)> {
-    let mut config: Config = toml::from_str(&place.config()).context("understand the bench's own configuration")?;
+    let config: Config = toml::from_str(&place.config()).context("understand the bench's own configuration")?;
     // Others may run runtimes on this machine.
-    config.find.enabled = false;
     let begun = Instant::now();
     let tracker = Tracker::start(config).context("start the tracker")?;
     let started = begun.elapsed();

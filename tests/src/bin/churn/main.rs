@@ -118,7 +118,7 @@ fn aside(way: Way, lives: usize, tracker: &Tracker) -> String {
 fn start_tracker(place: &Place) -> Result<Tracker> {
     // Dead containers are kept until the end, when all of them are asked for again.
     let config = format!(
-        "[find]\nenabled = false\n[collection]\nlinger-ms = 3600000\ntombstone-bytes = 1073741824\nmax-containers = 65536\n{}",
+        "[collection]\nlinger-ms = 3600000\ntombstone-bytes = 1073741824\nmax-containers = 65536\n{}",
         place.config()
     );
     let config: Config = toml::from_str(&config).context("understand the bench's own configuration")?;
