@@ -2,9 +2,7 @@
 
 use serde::Deserialize;
 
-#[cfg(feature = "docker")]
 use super::caps;
-#[cfg(feature = "docker")]
 use crate::container::Labels;
 
 /// Names of variables whose values may be read and shown. Empty by default: then no variable of any container is.
