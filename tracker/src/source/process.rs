@@ -29,6 +29,10 @@ pub(crate) fn identity(pid: u32, named_at: BootTime) -> Option<Identity> {
 }
 
 /// The same by the word of a runtime that speaks for `domain`: one inside a container counts the pids of that one.
+#[cfg_attr(
+    not(feature = "containerd"),
+    expect(dead_code, reason = "of runtimes inside containers, containerd alone is asked")
+)]
 pub(crate) fn identity_in(domain: Domain, pid: u32, named_at: BootTime) -> Option<Identity> {
     match domain {
         Domain::Host | Domain::User(_) => identity(pid, named_at),
