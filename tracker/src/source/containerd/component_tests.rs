@@ -27,6 +27,7 @@ struct Watched {
     stated: HashMap<String, Statement>,
     live: bool,
     health: HealthBoard,
+    images: Images,
     stats: Arc<Stats>,
     cancel: CancellationToken,
     task: JoinHandle<()>,
@@ -54,17 +55,18 @@ impl Watched {
     fn with(config: Config) -> Self {
         let (facts, deliveries) = Facts::queue();
         let (health, stats, cancel) = (HealthBoard::new(), Arc::new(Stats::default()), CancellationToken::new());
+        let images = Images::default();
         let (_, sockets) = watch::channel(config.endpoints().into());
         let task = tokio::spawn(run(
             config,
             sockets,
             facts,
             health.clone(),
-            Images::default(),
+            images.clone(),
             Arc::clone(&stats),
             cancel.clone(),
         ));
-        Self { deliveries, stated: HashMap::new(), live: false, health, stats, cancel, task }
+        Self { deliveries, stated: HashMap::new(), live: false, health, images, stats, cancel, task }
     }
 
     /// Waits until what was stated is as it should be.
@@ -149,6 +151,28 @@ async fn containers_from_before_and_new_ones_come_out_alike() {
     // What only an event tells is all that differs.
     let told = |statement: Statement| Statement { bundle: None, started_at: None, ..statement };
     assert_eq!(told(before), told(after));
+    watched.stop().await;
+}
+
+#[tokio::test]
+async fn an_image_s_blobs_are_read_once_however_often_images_are_listed() {
+    let (_directory, path) = socket();
+    let containerd = Containerd::default();
+    let _fake = containerd.serve(&path);
+    let mut watched = Watched::on(&path);
+    watched.until("live", |it| it.live).await;
+    containerd.put("sha256:m", r#"{"config":{"digest":"sha256:config"}}"#);
+    containerd.put("sha256:config", r#"{"os":"linux","architecture":"amd64"}"#);
+    for name in ["bb:1", "bb:2", "bb:3"] {
+        containerd.tag("default", name, "sha256:m");
+        // Each is a list of its own.
+        let is_listed = |it: &Watched| it.images.all().iter().any(|image| image.names.iter().any(|of| **of == *name));
+        watched.until(name, is_listed).await;
+    }
+    let image = &watched.images.all()[0];
+    assert_eq!((image.id.as_deref(), image.platform.as_deref()), (Some("sha256:config"), Some("linux/amd64")));
+    // The manifest and the config.
+    assert_eq!(watched.stats.calls_catalog.load(Relaxed), 2);
     watched.stop().await;
 }
 
