@@ -137,6 +137,7 @@ fn containers_from_before_and_new_ones_are_told_alike_and_truly() -> Result<()> 
         assert_eq!(container.host_network, Some(false));
         assert_eq!(container.runtime.name.as_deref(), Some("docker"));
         assert_eq!(container.runtime.namespace.as_deref(), Some("moby"));
+        assert_eq!(container.runtime.oci.as_deref(), Some("runc"), "and not what this daemon calls it");
 
         let details = &container.details;
         assert_eq!(details.hostname.as_deref(), Some(format!("host-{name}").as_str()));

@@ -9,6 +9,7 @@ use form_urlencoded::byte_serialize;
 use serde::Deserialize;
 
 use super::events::FILTERS;
+use super::runtimes::Runtimes;
 use super::wire::{Image, Info, Inspection, Summary};
 use super::{Config, Stats};
 use crate::container::{ContainerId, Domain, Str};
@@ -141,12 +142,20 @@ impl Client {
         if self.version < TELLS_NAMESPACES {
             return Ok(None);
         }
-        self.stats.calls_alive.fetch_add(1, Relaxed);
-        let target = self.target("/info");
-        let info = self.daemon.json("info", &target, self.deadline, MAX_OBJECT_LEN);
-        let info: Info = self.counted(info).await?;
+        let info = self.info().await?;
         let namespace = info.containerd.and_then(|containerd| containerd.namespaces?.containers);
         Ok(namespace.filter(|namespace| ContainerId::new(namespace).is_ok()).map(Str::from))
+    }
+
+    /// What its names for OCI runtimes mean.
+    pub(super) async fn runtimes(&self) -> Result<Runtimes, CallError> {
+        Ok(Runtimes::told(self.info().await?.runtimes))
+    }
+
+    async fn info(&self) -> Result<Info, CallError> {
+        self.stats.calls_alive.fetch_add(1, Relaxed);
+        let target = self.target("/info");
+        self.counted(self.daemon.json("info", &target, self.deadline, MAX_OBJECT_LEN)).await
     }
 
     /// The process that listens, while it does.

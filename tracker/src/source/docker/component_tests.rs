@@ -41,6 +41,8 @@ struct World {
     containers: BTreeMap<String, (Value, Option<Value>)>,
     /// Inspections of these are never answered.
     stuck: Vec<String>,
+    /// What its names for OCI runtimes mean.
+    runtimes: Value,
     calls: HashMap<&'static str, usize>,
     in_flight: usize,
     most_in_flight: usize,
@@ -129,6 +131,10 @@ impl Fake {
         }
         if path == "/images/json" {
             return Some(json!([{ "Id": IMAGE_ID, "RepoTags": ["bb:1"], "RepoDigests": ["bb@sha256:d"], "Size": 7 }]));
+        }
+        if path == "/info" {
+            self.count("info");
+            return Some(self.with(|world| json!({ "ID": "x", "Runtimes": world.runtimes })));
         }
         let id = path.strip_prefix("/containers/")?.strip_suffix("/json")?;
         self.count("inspect");
@@ -424,6 +430,37 @@ async fn daemons_that_are_none_are_conditions() {
     other.put("c2", |_, _| ());
     let _serving = other.serve(&path);
     watched.until("the other one's", |it| it.live && it.stated.keys().eq(["c2"])).await;
+    watched.stop().await;
+}
+
+#[tokio::test]
+async fn a_runtime_is_told_by_its_program_whatever_the_daemon_calls_it() {
+    let ((_directory, path), fake) = (socket(), Fake::new());
+    let run_by = |id: &str, runtime: &str| {
+        fake.put(id, |_, inspection| inspection["HostConfig"]["Runtime"] = runtime.into());
+    };
+    let means = |path: &str| fake.with(|world| world.runtimes = json!({ "fast": { "path": path, "status": {} } }));
+    for (id, name) in [("plain", "runc"), ("one", "fast"), ("two", "fast"), ("removed", "slow")] {
+        run_by(id, name);
+    }
+    means("/opt/bin/crun");
+    let _serving = fake.serve(&path);
+    let mut watched = Watched::on(&path);
+    watched.until("all are inspected", |it| it.stated.len() == 4 && it.stated.values().all(is_inspected)).await;
+    let oci = |it: &Statement| it.runtime.as_ref().and_then(|runtime| runtime.oci.as_deref().map(str::to_owned));
+    let told = ["plain", "one", "two", "removed"].map(|id| oci(&watched.stated[id]));
+    assert_eq!(told, [Some("runc"), Some("crun"), Some("crun"), None].map(|oci| oci.map(str::to_owned)));
+    let [(field, reason)] = &watched.stated["removed"].missing[..] else { panic!("one reason") };
+    assert_eq!((*field, reason.contains("`slow`")), ("runtime.oci", true));
+    assert_eq!(fake.calls("info"), 1);
+
+    means("/opt/bin/other");
+    let reload = json!({ "Type": "daemon", "Action": "reload", "Actor": { "ID": "x" }, "scope": "local" });
+    let _ = fake.events.send(format!("{reload}\n"));
+    run_by("three", "fast");
+    fake.tell("three", "start", json!({}));
+    let three = watched.until_stated("three", is_inspected).await;
+    assert_eq!((oci(&three).as_deref(), fake.calls("info")), (Some("other"), 2));
     watched.stop().await;
 }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+use super::runtimes::Named;
 use super::wire::{self, Bindings, Inspection, NetworkSettings, Summary};
 use crate::container::{
     Address, ContainerId, Details, Health, Image, Kind, Labels, Mount, Pod, Port, Resources, Runtime, State, Str,
@@ -43,6 +44,8 @@ pub(super) struct Description {
     pub statement: Statement,
     /// Labels that were left out.
     pub left_out: u64,
+    /// The daemon's own name for the OCI runtime, where nobody else can tell what it means.
+    pub alias: Option<Str>,
 }
 
 /// What is so at present.
@@ -102,7 +105,12 @@ pub(super) fn inspection(id: &ContainerId, inspection: Inspection, frame: &Frame
     let mode = host.network_mode.as_deref();
     statement.host_network = mode.map(|mode| mode == "host");
     if let Some(runtime) = &mut statement.runtime {
-        (runtime.handler, runtime.oci) = oci(host.runtime.as_deref());
+        match host.runtime.as_deref().and_then(Named::read) {
+            Some(Named::Shim(handler, oci)) => (runtime.handler, runtime.oci) = (Some(handler), oci),
+            Some(Named::Program(oci)) => runtime.oci = Some(oci),
+            Some(Named::Alias(alias)) => description.alias = Some(alias),
+            None => {}
+        }
     }
     if let Some(annotations) = host.annotations.take() {
         let (annotations, left_out) = caps::labels(annotations);
@@ -164,7 +172,7 @@ fn basics(id: &ContainerId, name: Option<Str>, labels: BTreeMap<String, String>,
         ..Statement::default()
     };
     note_left_out(&mut statement, "labels", left_out);
-    Description { statement, left_out }
+    Description { statement, left_out, alias: None }
 }
 
 fn note_left_out(statement: &mut Statement, field: &'static str, left_out: u64) {
@@ -195,15 +203,6 @@ fn image(asked_for: Option<&str>, id: Option<&str>) -> Option<Image> {
     let name = asked_for.filter(|name| !name.starts_with("sha256:")).and_then(caps::name);
     let image = Image { name, id: id.and_then(caps::name), digest: None };
     (image != Image::default()).then_some(image)
-}
-
-/// Handler and OCI runtime: Docker knows runtimes by names of its own, and newer ones by containerd's.
-fn oci(runtime: Option<&str>) -> (Option<Str>, Option<Str>) {
-    match runtime.and_then(caps::name) {
-        Some(handler) if handler.starts_with("io.containerd.runc.") => (Some(handler), Some("runc".into())),
-        Some(handler) if handler.contains('.') || handler.contains('/') => (Some(handler), None),
-        oci => (None, oci),
-    }
 }
 
 fn state(state: &str) -> Option<State> {

@@ -14,7 +14,7 @@ use crate::time::BootTime;
 /// What is asked for. Values of `event` are prefixes here, since `health_status` is among them (Docker's own rule). The
 /// execs of health checks, every second on some hosts, stay out, and with them every exec's exit, which is not its
 /// container's.
-pub(super) const FILTERS: &str = r#"{"type":["container","image","network"],"event":["create","start","die","oom","pause","unpause","rename","update","destroy","health_status","connect","disconnect","pull","load","import","tag","untag","delete"]}"#;
+pub(super) const FILTERS: &str = r#"{"type":["container","image","network","daemon"],"event":["create","start","die","oom","pause","unpause","rename","update","destroy","health_status","connect","disconnect","pull","load","import","tag","untag","delete","reload"]}"#;
 
 /// Something that happened under a daemon.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub(super) enum Event {
     },
     /// To an image: what is known about images may be so no longer.
     ImagesChanged,
+    /// To the daemon: it has read its configuration again.
+    Reloaded,
 }
 
 /// What happened to a container.
@@ -79,6 +81,7 @@ pub(super) fn decode(message: Message) -> Result<Option<Event>, Garbled> {
     let (name, detail) = action.split_once(':').unwrap_or((&action, ""));
     let what = match (&*kind, name) {
         ("image", _) => return Ok(Some(Event::ImagesChanged)),
+        ("daemon", "reload") => return Ok(Some(Event::Reloaded)),
         ("network", "connect" | "disconnect") => {
             let id = attributes.remove("container").ok_or(Garbled::Actor)?;
             return Ok(Some(Event::Container { id: ContainerId::new(&id)?, at, what: Happened::Changed }));
@@ -122,7 +125,7 @@ mod tests {
                 assert_eq!(id.as_str(), "c1");
                 what
             }
-            Event::ImagesChanged => panic!("not an image"),
+            Event::ImagesChanged | Event::Reloaded => panic!("of no container"),
         });
         assert_eq!(what, expected, "{action}");
     }

@@ -353,7 +353,7 @@ mod tests {
 
     fn described(name: &str) -> Description {
         let statement = Statement { name: Some(name.into()), details: Some(Box::default()), ..Default::default() };
-        Description { statement, left_out: 0 }
+        Description { statement, left_out: 0, alias: None }
     }
 
     fn present(state: State) -> Present {

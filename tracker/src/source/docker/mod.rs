@@ -12,7 +12,7 @@
 //! | `queue` | which containers are to be inspected, and when |
 //! | `client` | the calls |
 //! | `ledger` | what is known about every container; pure |
-//! | `events`, `describe`, `images`, `wire` | Docker's JSON, made into ours; pure |
+//! | `events`, `describe`, `images`, `runtimes`, `wire` | Docker's JSON, made into ours; pure |
 //! | `namespace` | whose of containerd's namespaces the containers are in |
 
 mod client;
@@ -22,6 +22,7 @@ mod images;
 mod ledger;
 mod namespace;
 mod queue;
+mod runtimes;
 mod session;
 mod wire;
 

@@ -24,12 +24,13 @@ use tracing::{debug, warn};
 
 use super::Peer;
 use super::client::Client;
-use super::describe::{self, Frame};
+use super::describe::{self, Description, Frame};
 use super::events::{self, Event, Garbled};
 use super::images;
 use super::ledger::Wish;
 use super::namespace;
 use super::queue::Queue;
+use super::runtimes::Runtimes;
 use super::wire::{Inspection, Summary};
 use crate::container::{ContainerId, ContainerKey, Domain, Str};
 use crate::enrich::scope;
@@ -81,6 +82,8 @@ struct Session<'a> {
     events: Objects,
     queue: Queue,
     inspections: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// What the daemon's names for OCI runtimes mean, once that had to be asked.
+    runtimes: Option<Runtimes>,
     /// When images were last changed, if they have not been listed since.
     images_changed: Option<Instant>,
     server: String,
@@ -119,6 +122,7 @@ impl<'a> Session<'a> {
             events,
             queue: Queue::default(),
             inspections: FuturesUnordered::new(),
+            runtimes: None,
             images_changed: None,
             server: greeting.server,
             is_live: false,
@@ -294,6 +298,10 @@ impl<'a> Session<'a> {
                 self.images_changed = Some(self.images_changed.unwrap_or_else(Instant::now));
                 return;
             }
+            Ok(Some(Event::Reloaded)) => {
+                self.runtimes = None;
+                return;
+            }
             Ok(None) => return,
             Err(error) => {
                 self.peer.stats.events_garbled.fetch_add(1, Relaxed);
@@ -369,6 +377,7 @@ impl<'a> Session<'a> {
                 let (mut description, present) = describe::inspection(&id, inspection, &self.frame);
                 self.peer.stats.left_out.fetch_add(description.left_out, Relaxed);
                 self.look_up_digest(&mut description.statement).await?;
+                self.look_up_runtime(&mut description).await?;
                 let identity = match self.peer.domain {
                     // Inside a container pids are others: its processes are bound by who saw them made.
                     Domain::Container(_) => None,
@@ -432,6 +441,32 @@ impl<'a> Session<'a> {
             Err(error) => return Err(error.into()),
         }
         self.add_digest(statement);
+        Ok(())
+    }
+
+    /// Adds which OCI runtime ran it, and asks what the daemon's names mean if it has to: once, and again after the
+    /// daemon has read its configuration again.
+    async fn look_up_runtime(&mut self, description: &mut Description) -> Result<(), End> {
+        let Some(alias) = &description.alias else { return Ok(()) };
+        let statement = &mut description.statement;
+        if self.runtimes.is_none() {
+            match self.client.runtimes().await {
+                Ok(runtimes) => self.runtimes = Some(runtimes),
+                Err(error @ (CallError::Refused { .. } | CallError::Garbled { .. } | CallError::Deadline { .. })) => {
+                    statement.missing.push(("runtime.oci", error.to_string().into()));
+                    return Ok(());
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let program = self.runtimes.as_ref().and_then(|runtimes| runtimes.program(alias));
+        match &mut statement.runtime {
+            Some(runtime) if program.is_some() => runtime.oci = program,
+            _ => {
+                let reason = format!("no program is configured for Docker's runtime `{alias}`");
+                statement.missing.push(("runtime.oci", reason.into()));
+            }
+        }
         Ok(())
     }
 

@@ -165,11 +165,20 @@ pub(super) enum Created {
     Text(String),
 }
 
-/// What a daemon says of itself (`/info`); from version 27 on.
+/// What a daemon says of itself (`/info`).
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "PascalCase", default)]
 pub(super) struct Info {
+    /// From version 27 on.
     pub containerd: Option<Containerd>,
+    pub runtimes: Option<BTreeMap<String, Runtime>>,
+}
+
+/// What a name for a runtime means; its keys are in small letters.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Runtime {
+    pub path: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize)]
