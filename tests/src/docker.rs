@@ -17,6 +17,11 @@ use crate::process::Process;
 use crate::wait::{PATIENCE, within};
 use crate::{image, requirement};
 
+/// What the daemon calls its runtimes: by no name that tells which program it is.
+pub const RUNC: &str = "own";
+/// The one that runs crun, where the machine can.
+pub const CRUN: &str = "light";
+
 /// A running daemon. All that it started ends with it.
 pub struct Docker {
     // Before its containerd, which ends the containers.
@@ -89,7 +94,10 @@ impl Docker {
         command.arg("--host").arg(format!("unix://{}", self.socket().display()));
         command.arg("--data-root").arg(self.path("data")).arg("--exec-root").arg(self.path("run"));
         command.arg("--pidfile").arg(self.path("pid"));
-        command.arg("--add-runtime").arg(format!("own={runc}")).args(["--default-runtime", "own"]);
+        command.arg("--add-runtime").arg(format!("{RUNC}={runc}")).args(["--default-runtime", RUNC]);
+        if let Some(crun) = self.containerd.crun() {
+            command.arg("--add-runtime").arg(format!("{CRUN}={}", crun.program().display()));
+        }
         command.arg(format!("--cgroup-parent=/{}", self.containerd.cgroup()));
         // Nothing of the host's network is touched, and containers live on without the daemon.
         command.args([

@@ -13,7 +13,8 @@ use tracker::fact::Source as By;
 use tracker::source::health::{Condition, Health};
 use tracker::source::{containerd, docker};
 use tracker::{Config, Container, Reader, Tracker};
-use tracker_tests::docker::Docker;
+use tracker_tests::docker::{CRUN, Docker, RUNC};
+use tracker_tests::runc::Kind as Oci;
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
 
@@ -63,6 +64,26 @@ impl Source {
         let tracker = Tracker::start(config)?;
         let mut source = Source { reader: tracker.reader(), tracker };
         source.until_line("it is live", |line| line.condition == Condition::Live);
+        Ok(source)
+    }
+
+    /// Holds the starts of its containers, and asks its containerd, too.
+    fn holding(docker: &Docker) -> Result<Source> {
+        let containerd = docker.containerd();
+        let runtimes = [Some(containerd.runtime()), containerd.crun()].into_iter().flatten();
+        let source = Self::with(docker, |config| {
+            config.containerd.sockets = vec![containerd.socket()];
+            config.barrier.runtimes = runtimes.map(|runtime| runtime.program().to_owned()).collect();
+            config.barrier.enabled = true;
+            config.barrier.keeper_program = requirement::tracker().ok();
+            config.barrier.known_paths = false;
+        })?;
+        for by in [By::Barrier, By::Containerd] {
+            eventually(&format!("{by} is live"), || {
+                let is_live = |line: &Health| line.source == by && line.condition == Condition::Live;
+                source.tracker.health().into_iter().find(is_live)
+            });
+        }
         Ok(source)
     }
 
@@ -326,22 +347,7 @@ fn a_held_container_is_whole_before_it_runs_and_is_one_entry_of_two_sources() ->
     require_docker!();
     require!(requirement::tracker());
     let docker = Docker::start()?;
-    let (socket, runc) = (docker.containerd().socket(), docker.containerd().runtime().program().to_owned());
-    let mut source = Source::with(&docker, |config| {
-        config.containerd.sockets = vec![socket];
-        config.barrier.runtimes = vec![runc];
-        config.barrier.enabled = true;
-        config.barrier.keeper_program = requirement::tracker().ok();
-        config.barrier.known_paths = false;
-    })?;
-    eventually("starts are held", || {
-        let holds = |line: &Health| line.source == By::Barrier && line.condition == Condition::Live;
-        source.tracker.health().into_iter().find(holds)
-    });
-    eventually("containerd is heard", || {
-        let heard = |line: &Health| line.source == By::Containerd && line.condition == Condition::Live;
-        source.tracker.health().into_iter().find(heard)
-    });
+    let mut source = Source::holding(&docker)?;
     let (tell, told) = std::sync::mpsc::sync_channel(8);
     let image = docker.image().to_owned();
     let selector = format!("image={image}").parse()?;
@@ -365,6 +371,36 @@ fn a_held_container_is_whole_before_it_runs_and_is_one_entry_of_two_sources() ->
     assert_eq!((whose("name"), whose("image.name")), (Some(By::Docker), Some(By::Docker)));
     assert_eq!(whose("runtime.handler"), Some(By::Containerd));
     assert_eq!(story.missing, [], "nothing of it is");
+    Ok(())
+}
+
+#[test]
+fn whichever_oci_runtime_runs_it_a_container_is_held_and_told_whole() -> Result<()> {
+    require_docker!();
+    require!(requirement::tracker(), Oci::Crun.requirement());
+    let docker = Docker::start()?;
+    let image_id = docker.cli(&["image", "inspect", "--format", "{{.Id}}", docker.image()])?;
+    let mut source = Source::holding(&docker)?;
+    for (runtime, oci, code) in [(RUNC, Oci::Runc, 3), (CRUN, Oci::Crun, 4)] {
+        let until_over = format!("until [ -e /tmp/over ]; do sleep 0.02; done; exit {code}");
+        let name = format!("by-{}", oci.name());
+        let id = docker.run(&["--runtime", runtime, "--name", &name], &["/bin/sh", "-c", &until_over])?;
+        let container = source.until(&id, "all told of it", |it| {
+            it.awaiting.is_empty() && it.details.privileged.is_some() && it.sources.contains(By::Containerd)
+        });
+        assert_eq!((container.state, container.grade), (State::Running, Some(Grade::Held)), "{name}");
+        assert_eq!((container.name.as_deref(), container.pid()), (Some(&*name), Some(docker.pid(&id)?)));
+        let known = (container.runtime.name.as_deref(), container.runtime.oci.as_deref());
+        assert_eq!(known, (Some("docker"), Some(oci.name())));
+        let image = container.image.as_ref().context("an image")?;
+        assert_eq!(image.name.as_deref(), Some(docker.image()));
+        assert_eq!((image.id.as_deref(), image.digest.as_deref()), (Some(&*image_id), Some(docker.digest())));
+
+        docker.cli(&["exec", &id, "/bin/sh", "-c", ": > /tmp/over"])?;
+        let over = source.until(&id, "its exit", |it| it.state == State::Exited && it.exit.is_some());
+        let exit = over.exit.context("an exit")?;
+        assert_eq!((exit.code, exit.signal, over.grade), (code, None, Some(Grade::Held)), "{name}");
+    }
     Ok(())
 }
 
