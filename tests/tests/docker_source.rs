@@ -272,6 +272,78 @@ fn a_restart_policy_keeps_the_id_and_makes_a_new_instance() -> Result<()> {
     Ok(())
 }
 
+/// Waits for a file, then ends as told; the file is not there for the next run.
+fn when_told(then: &str) -> String {
+    format!("until [ -e /tmp/told ]; do sleep 0.02; done; rm /tmp/told; {then}")
+}
+
+fn tell(docker: &Docker, id: &str) -> Result<()> {
+    docker.cli(&["exec", id, "/bin/sh", "-c", ": > /tmp/told"]).map(drop)
+}
+
+#[test]
+fn a_container_that_fails_is_run_again_by_its_policy_and_each_run_has_its_own_end() -> Result<()> {
+    require_docker!();
+    let docker = Docker::start()?;
+    let mut source = Source::start(&docker)?;
+    let id = docker.run(&["--restart", "on-failure"], &["/bin/sh", "-c", &when_told("exit 5")])?;
+    let first = source.until_inspected(&id, State::Running);
+    let exec = docker.cli(&["exec", &id, "/bin/sh", "-c", "exit 3"]);
+    exec.expect_err("docker passes the exit code on");
+    tell(&docker, &id)?;
+    let second = source.until(&id, "its second run, told by Docker", |it| {
+        it.instance != first.instance && it.state == State::Running && it.details.restart_count == Some(1)
+    });
+    assert_eq!((second.exit, second.exited_at), (None, None));
+    let is_first = |it: &Container| it.instance == first.instance;
+    let over = source.until(&id, "its first run's end", |it| is_first(it) && it.exit.is_some());
+    assert_eq!(over.exit.map(|exit| (exit.code, exit.signal)), Some((5, None)), "and not the exec's");
+    Ok(())
+}
+
+#[test]
+fn who_fills_its_memory_is_killed_for_that_by_the_word_of_the_kernel_and_of_docker() -> Result<()> {
+    require_docker!();
+    let docker = Docker::start()?;
+    let mut source = Source::start(&docker)?;
+    let limits = ["--memory", "64m", "--memory-swap", "64m", "--shm-size", "256m"];
+    let until_over = |source: &mut Source, id: &str| {
+        source.until(id, "its exit", |it| it.state == State::Exited && it.exit.is_some())
+    };
+    let whose_exit = |source: &Source, id: &str| -> Result<Option<By>> {
+        let story = source.tracker.explain_blocking(tracker::Who::Id(id.into()))?.context("a story")?;
+        Ok(story.provenance.iter().find(|(of, _)| *of == "exit").map(|(_, by)| *by))
+    };
+    let mut filled = vec![];
+    // Pages of its own, and files that are kept in memory.
+    for fill in ["exec tail /dev/zero", "exec dd if=/dev/zero of=/dev/shm/all bs=1M"] {
+        let id = docker.run(&limits, &["/bin/sh", "-c", &when_told(fill)])?;
+        source.until_inspected(&id, State::Running);
+        tell(&docker, &id)?;
+        let exit = until_over(&mut source, &id).exit.context("an exit")?;
+        assert_eq!((exit.code, exit.signal, exit.oom), (137, Some(9), Some(true)), "{fill}");
+        assert_eq!(whose_exit(&source, &id)?, Some(By::Kernel));
+        filled.push(id);
+    }
+
+    // Here it was another process; and its init is killed for another reason, though by the same signal.
+    let id = docker.run(&limits, &["/bin/sh", "-c", &when_told("exit 0")])?;
+    let pid = source.until_inspected(&id, State::Running).pid().context("a pid")?;
+    docker.cli(&["exec", &id, "/bin/tail", "/dev/zero"]).expect_err("it was killed");
+    nix::sys::signal::kill(tracker_tests::process::pid(pid), Signal::SIGKILL)?;
+    let exit = until_over(&mut source, &id).exit.context("an exit")?;
+    assert_eq!((exit.code, exit.signal, exit.oom), (137, Some(9), Some(false)), "Docker would say so");
+
+    // Who comes later has Docker's word alone, which tells no signal.
+    let mut later = Source::start(&docker)?;
+    for id in &filled {
+        let exit = until_over(&mut later, id).exit.context("an exit")?;
+        assert_eq!((exit.code, exit.signal, exit.oom), (137, None, Some(true)));
+        assert_eq!(whose_exit(&later, id)?, Some(By::Docker));
+    }
+    Ok(())
+}
+
 #[test]
 fn health_and_limits_follow_what_changes_them() -> Result<()> {
     require_docker!();
@@ -382,9 +454,9 @@ fn whichever_oci_runtime_runs_it_a_container_is_held_and_told_whole() -> Result<
     let image_id = docker.cli(&["image", "inspect", "--format", "{{.Id}}", docker.image()])?;
     let mut source = Source::holding(&docker)?;
     for (runtime, oci, code) in [(RUNC, Oci::Runc, 3), (CRUN, Oci::Crun, 4)] {
-        let until_over = format!("until [ -e /tmp/over ]; do sleep 0.02; done; exit {code}");
         let name = format!("by-{}", oci.name());
-        let id = docker.run(&["--runtime", runtime, "--name", &name], &["/bin/sh", "-c", &until_over])?;
+        let id = docker
+            .run(&["--runtime", runtime, "--name", &name], &["/bin/sh", "-c", &when_told(&format!("exit {code}"))])?;
         let container = source.until(&id, "all told of it", |it| {
             it.awaiting.is_empty() && it.details.privileged.is_some() && it.sources.contains(By::Containerd)
         });
@@ -396,7 +468,7 @@ fn whichever_oci_runtime_runs_it_a_container_is_held_and_told_whole() -> Result<
         assert_eq!(image.name.as_deref(), Some(docker.image()));
         assert_eq!((image.id.as_deref(), image.digest.as_deref()), (Some(&*image_id), Some(docker.digest())));
 
-        docker.cli(&["exec", &id, "/bin/sh", "-c", ": > /tmp/over"])?;
+        tell(&docker, &id)?;
         let over = source.until(&id, "its exit", |it| it.state == State::Exited && it.exit.is_some());
         let exit = over.exit.context("an exit")?;
         assert_eq!((exit.code, exit.signal, over.grade), (code, None, Some(Grade::Held)), "{name}");
