@@ -86,6 +86,11 @@ impl Containerd {
         self.daemon = None;
     }
 
+    /// Asks the daemon to end, and waits until it has; containers and their shims live on.
+    pub fn stop(&mut self) -> Result<()> {
+        self.daemon.take().map_or(Ok(()), Process::stop)
+    }
+
     /// Starts the daemon, again if it ran, and waits until it answers.
     pub fn restart(&mut self) -> Result<()> {
         self.daemon = None;

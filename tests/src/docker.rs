@@ -71,6 +71,11 @@ impl Docker {
         &self.digest
     }
 
+    /// The same, for what happens to that daemon.
+    pub fn containerd_mut(&mut self) -> &mut Containerd {
+        &mut self.containerd
+    }
+
     /// The daemon's process, unless it was [killed](Self::kill).
     pub fn daemon(&self) -> Option<&Process> {
         self.daemon.as_ref()
@@ -79,6 +84,11 @@ impl Docker {
     /// Kills the daemon; its containers live on.
     pub fn kill(&mut self) {
         self.daemon = None;
+    }
+
+    /// Asks the daemon to end, and waits until it has; its containers live on.
+    pub fn stop(&mut self) -> Result<()> {
+        self.daemon.take().map_or(Ok(()), Process::stop)
     }
 
     /// Starts the daemon, again if it ran, on a new socket of the same name, and waits until it answers.

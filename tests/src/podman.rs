@@ -141,6 +141,11 @@ impl Podman {
         self.service.as_ref()
     }
 
+    /// Asks the service to end, and waits until it has; containers and their conmons live on.
+    pub fn stop_service(&mut self) -> Result<()> {
+        self.service.take().map_or(Ok(()), Process::stop)
+    }
+
     /// Kills the service; containers and their conmons live on.
     pub fn kill_service(&mut self) {
         self.service = None;

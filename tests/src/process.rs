@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::wait::within;
+use crate::wait::{PATIENCE, within};
 
 /// A child that is killed and waited for when dropped.
 pub struct Process {
@@ -38,6 +38,12 @@ impl Process {
     /// How it ended, if it has.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
+    }
+
+    /// Asks it to end, as an operator does, and waits until it has.
+    pub fn stop(mut self) -> Result<()> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait(PATIENCE).map(drop)
     }
 
     /// Waits for its end.

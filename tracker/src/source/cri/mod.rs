@@ -91,7 +91,7 @@ impl Default for Config {
             audit_interval_ms: 300_000,
             alive_interval_ms: 5_000,
             backoff_first_ms: 100,
-            backoff_cap_ms: 5_000,
+            backoff_cap_ms: 2_000,
         }
     }
 }

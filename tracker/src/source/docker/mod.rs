@@ -88,7 +88,7 @@ impl Default for Config {
             alive_interval_ms: 5_000,
             audit_interval_ms: 300_000,
             backoff_first_ms: 100,
-            backoff_cap_ms: 5_000,
+            backoff_cap_ms: 2_000,
         }
     }
 }
