@@ -152,8 +152,18 @@ impl Daemon {
 
     /// The sum of a counter or gauge over all its labels, as `/metrics` has it.
     pub fn metric(&self, name: &str) -> Result<f64> {
+        self.sum(name, |line| line.split(['{', ' ']).next() == Some(name))
+    }
+
+    /// A counter of calls of one source that are for this.
+    pub fn calls(&self, source: &str, call: &str) -> Result<f64> {
+        let sample = format!("tracker_{source}_calls_total{{call=\"{call}\"}} ");
+        self.sum(&sample, |line| line.starts_with(&sample))
+    }
+
+    fn sum(&self, name: &str, is_it: impl Fn(&str) -> bool) -> Result<f64> {
         let (_, text) = self.request("GET", "/metrics", "")?;
-        let mut values = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name)).peekable();
+        let mut values = text.lines().filter(|line| is_it(line)).peekable();
         values.peek().with_context(|| format!("find `{name}` in: {text}"))?;
         Ok(values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
     }

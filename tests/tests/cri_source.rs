@@ -34,8 +34,13 @@ macro_rules! require_pods {
 
 /// A tracker that knows this containerd, and looks at lists seldom: what is new has to be found by hints.
 fn track(containerd: &Containerd) -> Result<Daemon> {
+    track_with(containerd, "")
+}
+
+/// The same with more in its configuration.
+fn track_with(containerd: &Containerd, more: &str) -> Result<Daemon> {
     Daemon::start(&format!(
-        "node = 'here'\n[barrier]\nruntimes = [{:?}]\n[containerd]\nsockets = [{:?}]\n[cri]\npoll-interval-ms = 600000\n",
+        "node = 'here'\n[barrier]\nruntimes = [{:?}]\n[containerd]\nsockets = [{:?}]\n[cri]\npoll-interval-ms = 600000\n{more}",
         containerd.runtime().program(),
         containerd.socket()
     ))
@@ -254,6 +259,51 @@ fn ends_and_new_tries_in_a_pod_are_told() -> Result<()> {
         check(&over, &[("/exit/code", json!(code)), ("/exit/signal", Value::Null), ("/restart_count", json!(attempt))]);
         assert_eq!(kubelet.status(&id)?.exit_code, code);
     }
+    Ok(())
+}
+
+#[test]
+fn a_life_is_followed_for_at_most_three_calls_that_of_its_sandbox_included() -> Result<()> {
+    require_pods!();
+    let containerd = Containerd::start_with_cri()?;
+    let mut kubelet = Kubelet::connect(&containerd)?;
+    let namespace = &*unique("lives");
+    // Pods of other servers, which the kernel shows as well, are asked about, too: once each, in vain.
+    let filter = format!("[filter]\nexclude = ['pod-namespace:.*']\ninclude = ['pod-namespace:^{namespace}$']\n");
+    let daemon = track_with(&containerd, &filter)?;
+    // The first one's images are new.
+    let first = kubelet.run_pod(namespace, "first", Network::Host)?;
+    let warm = kubelet.start(&first, "warm", 0, SLEEP)?;
+    told(&daemon, &warm, "running");
+    told(&daemon, &first.id, "running");
+    let calls = || -> Result<[f64; 2]> {
+        // A server that was behind what the kernel showed is asked once more.
+        let of_cri = daemon.calls("cri", "status")? - daemon.metric("tracker_cri_behind_total")?;
+        Ok([of_cri, daemon.calls("containerd", "container")? + daemon.calls("containerd", "image")?])
+    };
+    let says = |id: &str, what: &str| daemon.ask(&["explain", id]).is_ok_and(|story| has_line(&story.out, "cri", what));
+    let before = calls()?;
+    let lives = 4;
+    for life in 0..lives {
+        let pod = kubelet.run_pod(namespace, &format!("pod-{life}"), Network::Host)?;
+        let id = kubelet.start(&pod, "only", 0, SLEEP)?;
+        told(&daemon, &pod.id, "running");
+        told(&daemon, &id, "running");
+        if life % 2 == 0 {
+            kubelet.stop(&id, 0)?;
+            eventually("the CRI has told of its end", || says(&id, "exited").then_some(()));
+        }
+        kubelet.remove_pod(&pod)?;
+        eventually("its sandbox is over", || daemon.in_state(&pod.id, "exited"));
+        let is_told = || says(&id, "exited") || says(&id, "no longer knows it");
+        eventually("the CRI has been asked about its end", || is_told().then_some(()));
+    }
+    let after = calls()?;
+    let [of_cri, of_containerd] = [0, 1].map(|who| after[who] - before[who]);
+    assert!(of_cri <= f64::from(3 * lives), "{of_cri} calls of the CRI for {lives} lives");
+    assert!(of_cri >= f64::from(2 * lives), "{of_cri} calls are too few: nobody was asked");
+    // One for the record of each of the two, whose images are known.
+    assert!(of_containerd <= f64::from(2 * lives), "{of_containerd} calls of containerd for {lives} lives");
     Ok(())
 }
 

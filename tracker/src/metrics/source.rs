@@ -118,6 +118,8 @@ fn cri(families: &mut Families, stats: &crate::source::cri::Stats) {
     families.counters("cri_calls", "Calls, by what they are for", calls);
     families.counter("cri_calls_late", "Calls without an answer in time", read(&stats.calls_late));
     families.counter("cri_calls_failed", "Calls answered by an error", read(&stats.calls_failed));
+    let help = "Answers behind what others had seen; it was asked once more";
+    families.counter("cri_behind", help, read(&stats.behind));
     families.counter("cri_lists", "Times that everything was listed", read(&stats.lists));
     families.counter("cri_sessions_lost", "Connections that worked and then ended", read(&stats.sessions_lost));
     families.counter("cri_labels_left_out", "Labels that were too many or too long", read(&stats.left_out));

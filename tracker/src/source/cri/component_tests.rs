@@ -145,26 +145,31 @@ async fn pods_from_before_and_new_ones_come_out_alike() {
 }
 
 #[tokio::test]
-async fn a_life_costs_two_calls_and_ends_withdrawn() {
+async fn a_pod_of_one_costs_three_calls_and_ends_withdrawn() {
     let (_directory, path) = socket();
     let server = Server::new("2.1.0");
-    server.run("s1", "10.0.0.1");
     let _fake = server.serve(&path);
     let mut watched = Watched::on(&path);
     watched.until_condition(Condition::Live, "follows its events").await;
-    watched.until_state("s1", State::Running).await;
     let lives = 20;
     for life in 0..lives {
-        let id = format!("c{life}");
-        server.start("s1", &id);
+        let (pod, id) = (format!("s{life}"), format!("c{life}"));
+        server.run(&pod, "10.0.0.1");
+        watched.until_state(&pod, State::Running).await;
+        server.start(&pod, &id);
         watched.until_state(&id, State::Running).await;
         server.end(&id, 137, "OOMKilled");
         let over = watched.until_state(&id, State::Exited).await;
         assert_eq!(over.exit.map(|exit| (exit.code, exit.oom)), Some((137, Some(true))));
+        server.end_pod(&pod);
+        let over = watched.until_state(&pod, State::Exited).await;
+        assert!(over.details.unwrap().addresses.is_some(), "what its status told stays");
         server.remove(&id);
+        server.remove_pod(&pod);
         watched.until_gone(&id).await;
+        watched.until_gone(&pod).await;
     }
-    assert_eq!([server.calls("ContainerStatus"), server.calls("PodSandboxStatus")], [2 * lives, 1]);
+    assert_eq!([server.calls("ContainerStatus"), server.calls("PodSandboxStatus")], [2 * lives, lives]);
     assert_eq!([server.calls("ListContainers"), server.calls("GetContainerEvents")], [1, 1]);
     watched.stop().await;
 }

@@ -234,7 +234,8 @@ fn container_phase(state: i32) -> Phase {
 }
 
 impl Phase {
-    fn state(self) -> State {
+    /// What it is called in a statement.
+    pub(super) fn state(self) -> State {
         match self {
             Phase::Created => State::Created,
             Phase::Running => State::Running,

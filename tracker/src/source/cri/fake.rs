@@ -125,6 +125,19 @@ impl Server {
         self.announce(&pod, id, cri::ContainerEventType::ContainerStoppedEvent);
     }
 
+    /// Ends a pod's sandbox.
+    pub(super) fn end_pod(&self, id: &str) {
+        let over = cri::PodSandboxState::SandboxNotready as i32;
+        self.world(|world| world.pods.get_mut(id).unwrap().state = over);
+        self.announce(id, id, cri::ContainerEventType::ContainerStoppedEvent);
+    }
+
+    /// Removes a pod's sandbox.
+    pub(super) fn remove_pod(&self, id: &str) {
+        self.world(|world| world.pods.remove(id));
+        self.announce(id, id, cri::ContainerEventType::ContainerDeletedEvent);
+    }
+
     /// Removes a container.
     pub(super) fn remove(&self, id: &str) {
         let pod = self.world(|world| world.containers.remove(id)).map(|(pod, _)| pod).unwrap_or_default();

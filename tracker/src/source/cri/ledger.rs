@@ -10,8 +10,10 @@
 //! ```
 //!
 //! So a container costs one status while it runs and one when it is over, whatever the number of hints, and a third one
-//! where the server was once behind what the kernel showed. After that a list decides: what the server lists, it knows. Nothing is stated of what no status was
-//! asked for: the rest of it would be missing, and nobody would know that it is to come.
+//! where the server was once behind what the kernel showed. After that a list decides: what the server lists, it knows.
+//! A sandbox costs one status: of its end a status tells nothing that a row or an event does not, and that it has no exit.
+//! Nothing is stated of what no status was asked for: the rest of it would be missing, and nobody would know that it is
+//! to come.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -108,6 +110,8 @@ pub(super) struct Ledger {
     due: BTreeSet<(Instant, ContainerId)>,
     /// Somebody knows more than the server told when it was asked.
     wants_list: bool,
+    /// Who is asked once more for that reason.
+    behind: u64,
 }
 
 #[derive(Debug)]
@@ -175,7 +179,7 @@ impl Ledger {
             entry.is_listed = true;
             entry.seen = entry.seen.max(Some(at));
             entry.kind = kind;
-            if entry.told.is_none_or(|told| told < row.phase) {
+            if entry.lacks(row.phase) {
                 entry.claimed = entry.claimed.max(row.phase);
                 self.schedule(&id, asked);
             }
@@ -205,10 +209,16 @@ impl Ledger {
         {
             entry.said.pod.get_or_insert_default().sandbox_id.get_or_insert(sandbox_id);
         }
-        if entry.told.is_none_or(|told| told < hint.phase) && (entry.claimed < hint.phase || entry.due.is_none()) {
+        if entry.lacks(hint.phase) && (entry.claimed < hint.phase || entry.due.is_none()) {
             entry.claimed = entry.claimed.max(hint.phase);
             self.schedule(&hint.id, if settle { now + SETTLE } else { now });
         }
+    }
+
+    /// The server says that a sandbox is over, which is all that there is to tell of it.
+    pub(super) fn sandbox_over(&mut self, id: &ContainerId, at: BootTime) -> Option<Wish> {
+        self.entries.get_mut(id)?.end_sandbox(Phase::Over);
+        self.entries[id].told.is_some().then(|| self.state(id, at)).flatten()
     }
 
     /// The server says that it has gone.
@@ -236,6 +246,11 @@ impl Ledger {
         std::mem::take(&mut self.wants_list)
     }
 
+    /// How many are asked once more, since the server was behind what others had seen; not again until there are more.
+    pub(super) fn takes_behind(&mut self) -> u64 {
+        std::mem::take(&mut self.behind)
+    }
+
     /// When there is next somebody to ask about.
     pub(super) fn next_due(&self) -> Option<Instant> {
         self.due.first().map(|(due, _)| *due)
@@ -256,14 +271,12 @@ impl Ledger {
                 entry.seen = entry.seen.max(Some(at));
                 entry.scope = scope.or(entry.scope.take());
                 entry.take(description, identity);
-                entry.claimed > entry.told.unwrap_or_default()
+                entry.lacks(entry.claimed)
             }
-            Err(NoStatus::Gone | NoStatus::Elsewhere) if entry.is_listed || entry.told.is_some() => {
-                return self.forget(id, at).into_iter().collect();
-            }
-            Err(NoStatus::Elsewhere) => return self.forget(id, at).into_iter().collect(),
-            // It was heard of, and the server does not know it yet.
-            Err(NoStatus::Gone) => true,
+            // It was heard of alone, and the server does not know it yet.
+            Err(NoStatus::Gone) if !entry.is_listed && entry.told.is_none() && entry.claimed < Phase::Over => true,
+            // Whoever is over by the word of others, and not known, was removed before anybody could ask.
+            Err(NoStatus::Gone | NoStatus::Elsewhere) => return self.forget(id, at).into_iter().collect(),
             Err(NoStatus::Failed(reason)) => {
                 let what = ("details", reason);
                 entry.said.missing.retain(|(field, _)| *field != what.0);
@@ -274,6 +287,7 @@ impl Ledger {
             }
         };
         if is_behind && !std::mem::replace(&mut entry.was_retried, true) {
+            self.behind += 1;
             self.schedule(id, now + RETRY);
         } else if is_behind {
             // Whoever claimed more was wrong, or the list brings it.
@@ -381,6 +395,23 @@ impl Entry {
         }
     }
 
+    /// Whether it takes a status to tell of this phase.
+    fn lacks(&self, phase: Phase) -> bool {
+        match self.told {
+            None => true,
+            Some(told) if self.kind == Kind::Sandbox => told < phase.min(Phase::Running),
+            Some(told) => told < phase,
+        }
+    }
+
+    /// Takes over that a sandbox whose status is known is in this phase, if that is its end.
+    fn end_sandbox(&mut self, phase: Phase) {
+        if self.kind == Kind::Sandbox && phase == Phase::Over && self.told.is_some() {
+            self.told = Some(phase);
+            self.said.state = Some(phase.state());
+        }
+    }
+
     fn sandbox_id(&self) -> Option<&str> {
         self.said.pod.as_ref()?.sandbox_id.as_deref()
     }
@@ -407,6 +438,7 @@ impl Entry {
 
     /// Takes over what may have changed in a row of one whose status is known.
     fn amend(&mut self, row: Description) {
+        self.end_sandbox(row.phase);
         let has_image_id = self.said.image.as_ref().is_some_and(|image| image.id.is_some());
         if let Some(image) = row.statement.image.filter(|_| !has_image_id) {
             self.said.image.get_or_insert_default().id = image.id;
@@ -532,20 +564,46 @@ mod tests {
         ledger.answered(&id("c1"), at(1), now, told(Kind::Container, Phase::Created));
         let again = ledger.next_due().unwrap();
         assert_eq!((again, ledger.ask(again, 4).len(), ledger.takes_list()), (now + RETRY, 1, false));
+        assert_eq!([ledger.takes_behind(), ledger.takes_behind()], [1, 0]);
         ledger.answered(&id("c1"), at(2), again, told(Kind::Container, Phase::Created));
         assert_eq!((ledger.next_due(), ledger.takes_list(), ledger.takes_list()), (None, true, false));
         let row = vec![(id("c1"), described(Kind::Container, Phase::Running))];
         ledger.listed(at(3), again, row);
         assert_eq!(ledger.ask(again, 4).len(), 1, "what it lists, it knows");
 
-        // Heard of, and never known: another's, or gone before it could be asked.
-        ledger.hinted(hint("ghost", Phase::Running), now, false);
-        for _ in 0..2 {
-            let due = ledger.next_due().unwrap();
-            assert_eq!(ledger.ask(due, 4).len(), 1);
-            assert_eq!(ledger.answered(&id("ghost"), at(4), due, Err(NoStatus::Gone)), []);
+        // Heard of, and never known: another's, or too young to be known. What was over is not waited for.
+        for (ghost, phase, calls) in [("young", Phase::Running, 2), ("over", Phase::Over, 1)] {
+            ledger.hinted(hint(ghost, phase), now, false);
+            for _ in 0..calls {
+                let due = ledger.next_due().unwrap();
+                assert_eq!(ledger.ask(due, 4).len(), 1);
+                assert_eq!(ledger.answered(&id(ghost), at(4), due, Err(NoStatus::Gone)), []);
+            }
+            assert_eq!((ledger.next_due(), ledger.entries.len()), (None, 1), "{ghost}");
         }
-        assert_eq!((ledger.next_due(), ledger.entries.len()), (None, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sandbox_is_asked_about_once_and_its_end_is_told_by_lists_and_events() {
+        let of_sandbox = |name: &str, phase| Hint { kind: Kind::Sandbox, ..hint(name, phase) };
+        for by_list in [true, false] {
+            let (mut ledger, now) = (ledger(), Instant::now());
+            assert_eq!(ledger.sandbox_over(&id("s1"), at(1)), None, "nobody knows it");
+            ledger.hinted(of_sandbox("s1", Phase::Running), now, false);
+            assert_eq!(ledger.ask(now, 4), [Subject::Sandbox(id("s1"))]);
+            ledger.answered(&id("s1"), at(1), now, told(Kind::Sandbox, Phase::Running));
+            ledger.hinted(of_sandbox("s1", Phase::Over), now, false);
+            assert_eq!(ledger.next_due(), None);
+            let over = match by_list {
+                true => ledger.listed(at(2), now, vec![(id("s1"), described(Kind::Sandbox, Phase::Over))]),
+                false => ledger.sandbox_over(&id("s1"), at(2)).into_iter().collect(),
+            };
+            assert_eq!(stated(&over), [("s1".to_owned(), Some(State::Exited))]);
+            assert_eq!(ledger.next_due(), None);
+            // One that was over before anybody asked has a status to give, too.
+            ledger.listed(at(3), now, vec![(id("s2"), described(Kind::Sandbox, Phase::Over))]);
+            assert_eq!(ledger.ask(now, 4), [Subject::Sandbox(id("s2"))]);
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@
 //! Owns the connections, what is known from them and how it becomes facts. Promises that a server which is absent, hung,
 //! killed, restarted, upgraded or hostile is a line on the health board and never an end; that no call lacks a deadline; that at
 //! most four calls are under way at a time; and that a container's life costs two calls, one while it runs and one when
-//! it is over. Leaves to others what happens between its looks: the kernel, the barrier and containerd's own events say
+//! it is over, and a sandbox's one. Leaves to others what happens between its looks: the kernel, the barrier and containerd's own events say
 //! it sooner, and what the collection hears from them is this source's hint to look.
 //!
 //! | file | what it is |
@@ -154,6 +154,8 @@ pub struct Stats {
     pub calls_late: AtomicU64,
     /// Calls answered by an error, or by what could not be read; "not found" is neither.
     pub calls_failed: AtomicU64,
+    /// Answers that were behind what others had seen, so that the server was asked once more.
+    pub behind: AtomicU64,
     /// Labels and annotations that were left out because there were too many, or because they were too long.
     pub left_out: AtomicU64,
     /// Times that everything was listed.

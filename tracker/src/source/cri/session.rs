@@ -346,6 +346,7 @@ impl<'a> Session<'a> {
 
     async fn status(&mut self, id: &ContainerId, at: BootTime, told: Result<Told, NoStatus>) -> Result<(), End> {
         let wishes = self.peer.ledger.answered(id, at, Instant::now(), told);
+        self.peer.stats.behind.fetch_add(self.peer.ledger.takes_behind(), Relaxed);
         if self.peer.ledger.takes_list() {
             self.want_list();
         }
@@ -429,6 +430,11 @@ impl<'a> Session<'a> {
         };
         // A created container has nothing to tell that it does not have when it starts, which it is about to.
         if phase > Phase::Created {
+            if is_sandbox && phase == Phase::Over {
+                let wish = self.peer.ledger.sandbox_over(&id, BootTime::now());
+                let facts = wish.and_then(|wish| self.grant(wish)).into_iter().collect();
+                self.state(facts).await?;
+            }
             let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };
             let hint = Hint { id, kind, phase, sandbox_id: sandbox.map(Str::from) };
             self.peer.ledger.hinted(hint, Instant::now(), false);
