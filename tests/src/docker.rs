@@ -4,6 +4,8 @@
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -26,6 +28,10 @@ pub const CRUN: &str = "light";
 pub struct Docker {
     // Before its containerd, which ends the containers.
     daemon: Option<Process>,
+    /// Its socket, where that outlives it.
+    listener: Option<UnixListener>,
+    /// Where it answers at present.
+    answers_at: PathBuf,
     containerd: Containerd,
     image: String,
     digest: String,
@@ -35,12 +41,23 @@ pub struct Docker {
 impl Docker {
     /// Starts a daemon, waits until it answers, and has it pull the image.
     pub fn start() -> Result<Docker> {
+        Self::start_on(|_| Ok(None))
+    }
+
+    /// The same with a socket that is made for it and handed to it, as systemd does, and that outlives it.
+    pub fn start_activated() -> Result<Docker> {
+        Self::start_on(|socket| Ok(Some(UnixListener::bind(socket).context("listen for docker")?)))
+    }
+
+    fn start_on(listen: impl FnOnce(&Path) -> Result<Option<UnixListener>>) -> Result<Docker> {
         let containerd = Containerd::start()?;
         // Short: a socket's path has at most 107 bytes.
         let directory = tempfile::Builder::new().prefix("dkr-").tempdir().context("create a directory for docker")?;
         fs::write(directory.path().join("daemon.json"), "{}").context("write docker's config")?;
         let (image, digest) = (String::new(), String::new());
-        let mut docker = Docker { daemon: None, containerd, image, digest, directory };
+        let answers_at = directory.path().join("sock");
+        let listener = listen(&answers_at)?;
+        let mut docker = Docker { daemon: None, listener, answers_at, containerd, image, digest, directory };
         docker.restart()?;
         let layout = docker.path("image");
         image::write_layout(&layout)?;
@@ -91,17 +108,41 @@ impl Docker {
         self.daemon.take().map_or(Ok(()), Process::stop)
     }
 
-    /// Starts the daemon, again if it ran, on a new socket of the same name, and waits until it answers.
+    /// Starts the daemon, again if it ran, and waits until it answers: on the socket that outlives it, or on a new one of
+    /// the same name.
     pub fn restart(&mut self) -> Result<()> {
+        let listener = self.listener.as_ref().map(|listener| listener.try_clone()).transpose()?;
+        self.restart_on(self.socket(), listener.map(OwnedFd::from))
+    }
+
+    /// The same, where nobody but [`cli`](Self::cli) looks for it.
+    pub fn restart_elsewhere(&mut self) -> Result<()> {
+        self.restart_on(self.path("other"), None)
+    }
+
+    fn restart_on(&mut self, socket: PathBuf, handed: Option<OwnedFd>) -> Result<()> {
         self.daemon = None;
+        self.answers_at = socket;
         // A daemon that was killed leaves it behind, and its pid may have another holder.
         let _ = fs::remove_file(self.path("pid"));
         let program = requirement::program("dockerd").map_err(anyhow::Error::msg)?;
         let (log, runc) = (self.path("log"), self.containerd.runtime().program().display().to_string());
-        let mut command = Command::new(program);
+        let mut command = match &handed {
+            None => Command::new(program),
+            Some(_) => {
+                // The handed socket comes as the standard input, and goes where systemd puts it.
+                let hand = r#"export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" "$@" 3<&0 0</dev/null"#;
+                let mut command = Command::new("sh");
+                command.args(["-c", hand]).arg(program);
+                command
+            }
+        };
         command.arg("--config-file").arg(self.path("daemon.json"));
         command.arg("--containerd").arg(self.containerd.socket());
-        command.arg("--host").arg(format!("unix://{}", self.socket().display()));
+        match &handed {
+            None => command.arg("--host").arg(format!("unix://{}", self.answers_at.display())),
+            Some(_) => command.args(["--host", "fd://"]),
+        };
         command.arg("--data-root").arg(self.path("data")).arg("--exec-root").arg(self.path("run"));
         command.arg("--pidfile").arg(self.path("pid"));
         command.arg("--add-runtime").arg(format!("{RUNC}={runc}")).args(["--default-runtime", RUNC]);
@@ -118,7 +159,8 @@ impl Docker {
             "--ip-masq=false",
         ]);
         command.args(["--storage-driver=vfs", "--live-restore"]);
-        let mut daemon = Process::start(&mut command, &log)?;
+        let input = handed.map_or_else(Stdio::null, Stdio::from);
+        let mut daemon = Process::start_with(&mut command, input, &log)?;
         let answered = within(PATIENCE, || match daemon.ended() {
             Ok(None) => self.cli(&["version"]).ok().map(|_| true),
             _ => Some(false),
@@ -134,7 +176,7 @@ impl Docker {
     pub fn cli(&self, arguments: &[&str]) -> Result<String> {
         let program = requirement::program("docker").map_err(anyhow::Error::msg)?;
         let mut command = Command::new(program);
-        command.env("DOCKER_HOST", format!("unix://{}", self.socket().display())).env("HOME", self.directory.path());
+        command.env("DOCKER_HOST", format!("unix://{}", self.answers_at.display())).env("HOME", self.directory.path());
         let output = command.args(arguments).stdin(Stdio::null()).output();
         let output = output.with_context(|| format!("start {command:?}"))?;
         if !output.status.success() {

@@ -19,9 +19,14 @@ pub struct Process {
 impl Process {
     /// Starts it, without standard input; what it prints goes to `log`.
     pub fn start(command: &mut Command, log: &Path) -> Result<Process> {
+        Self::start_with(command, Stdio::null(), log)
+    }
+
+    /// The same with this standard input.
+    pub fn start_with(command: &mut Command, input: Stdio, log: &Path) -> Result<Process> {
         let out = fs::File::create(log).with_context(|| format!("create `{}`", log.display()))?;
         let err = out.try_clone().context("duplicate the log's descriptor")?;
-        let child = command.stdin(Stdio::null()).stdout(out).stderr(err).spawn();
+        let child = command.stdin(input).stdout(out).stderr(err).spawn();
         Ok(Process { child: child.with_context(|| format!("start {command:?}"))? })
     }
 

@@ -1,7 +1,7 @@
 //! The Docker source against the real dockerd of the distribution: its own containerd, data, socket and image.
 
 use std::net::IpAddr;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -477,31 +477,69 @@ fn whichever_oci_runtime_runs_it_a_container_is_held_and_told_whole() -> Result<
 }
 
 #[test]
-fn a_killed_daemon_comes_back_with_what_changed_meanwhile() -> Result<()> {
+fn a_killed_daemon_comes_back_on_a_new_socket_with_what_changed_meanwhile() -> Result<()> {
     require_docker!();
-    let mut docker = Docker::start()?;
+    let [before, after] = what_changed_behind_a_killed_daemon_is_told(Docker::start()?)?;
+    assert_ne!(before, after);
+    Ok(())
+}
+
+#[test]
+fn a_killed_daemon_comes_back_on_the_same_socket_with_what_changed_meanwhile() -> Result<()> {
+    require_docker!();
+    let [before, after] = what_changed_behind_a_killed_daemon_is_told(Docker::start_activated()?)?;
+    assert_eq!(before, after, "the socket is handed from one daemon to the next");
+    Ok(())
+}
+
+/// Returns the socket's inode before and after, each with when it was made: its number may come back at once.
+fn what_changed_behind_a_killed_daemon_is_told(mut docker: Docker) -> Result<[(u64, i64, i64); 2]> {
     let stays = docker.run(&["--name", "stays"], SLEEP)?;
-    let ends = docker.run(&["--name", "ends"], SLEEP)?;
-    let ends_pid = docker.pid(&ends)?;
+    let [killed, stopped] = [docker.run(&[], SLEEP)?, docker.run(&[], SLEEP)?];
+    let removed = docker.cli(&["create", docker.image(), "/bin/true"])?;
+    let started = docker.cli(&["create", "--name", "old", docker.image(), "/bin/sleep", "1000"])?;
     let mut source = Source::start(&docker)?;
     let before = source.until_inspected(&stays, State::Running);
-    source.until_inspected(&ends, State::Running);
+    let killed_pid = source.until_inspected(&killed, State::Running).pid().context("a pid")?;
+    source.until_inspected(&stopped, State::Running);
+    source.until_inspected(&removed, State::Created);
+    source.until_inspected(&started, State::Created);
+    let inode =
+        |docker: &Docker| std::fs::metadata(docker.socket()).map(|file| (file.ino(), file.ctime(), file.ctime_nsec()));
+    let old = inode(&docker)?;
 
     docker.kill();
     source.until_line("its absence is noticed", |line| line.condition == Condition::Waiting);
     source.until_state(&stays, State::Running);
-    nix::sys::signal::kill(tracker_tests::process::pid(ends_pid), Signal::SIGKILL)?;
-    source.until_state(&ends, State::Exited);
+    nix::sys::signal::kill(tracker_tests::process::pid(killed_pid), Signal::SIGKILL)?;
+    source.until_state(&killed, State::Exited);
+    // No event of all this is heard.
+    docker.restart_elsewhere()?;
+    docker.cli(&["kill", "--signal", "KILL", &stopped])?;
+    docker.cli(&["rm", &removed])?;
+    docker.cli(&["rename", "old", "new"])?;
+    docker.cli(&["start", "new"])?;
+    let comes = docker.run(&["--name", "comes"], SLEEP)?;
+    let silent = source.tracker.health().into_iter().filter(|line| line.source == By::Docker);
+    assert!(silent.into_iter().all(|line| line.condition == Condition::Waiting));
+
     docker.restart()?;
     // Started before the tracker can know that the daemon is back.
-    let comes = docker.run(&["--name", "comes"], SLEEP)?;
+    let last = docker.run(&["--name", "last"], SLEEP)?;
     source.until_line("it is live again", |line| line.condition == Condition::Live);
-    source.until_inspected(&comes, State::Running);
+    for (id, name) in [(&started, "new"), (&comes, "comes"), (&last, "last")] {
+        let container = source.until_inspected(id, State::Running);
+        assert_eq!((container.name.as_deref(), container.pid()), (Some(name), Some(docker.pid(id)?)));
+    }
     let after = source.until_inspected(&stays, State::Running);
-    assert_eq!((after.instance, alike(&after)), (before.instance, alike(&before)));
-    let ended = source.until(&ends, "its exit", |it| it.exit.is_some());
-    assert_eq!((ended.state, ended.exit.map(|exit| exit.code)), (State::Exited, Some(137)));
-    Ok(())
+    assert_eq!((after.instance, &after.name, alike(&after)), (before.instance, &before.name, alike(&before)));
+    for id in [&killed, &stopped] {
+        let ended = source.until(id, "its exit", |it| it.exit.is_some());
+        assert_eq!((ended.state, ended.exit.map(|exit| exit.code)), (State::Exited, Some(137)));
+    }
+    let removed = source.until(&removed, "it is over", |it| it.state.is_over());
+    assert_eq!((removed.exit, removed.started_at), (None, None), "it never ran");
+    Ok([old, inode(&docker)?])
 }
 
 #[test]
