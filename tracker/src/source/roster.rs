@@ -1,13 +1,15 @@
 //! Which daemon of a source has which container: so that one daemon's list never withdraws another's containers.
 //!
 //! Two containerds on one host (Kubernetes' own beside the system's) share scopes such as `containerd/default`, while a
-//! `Listed` fact speaks for the whole scope. The list that is stated is therefore that of all of them.
+//! `Listed` fact speaks for the whole scope. The list that is stated is therefore that of all of them. And it is about the
+//! host's containers: who speaks for a user or a container takes back one by one.
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use crate::container::{ContainerKey, Str};
+use crate::container::{ContainerKey, Domain, Str};
+use crate::fact::What;
 
 /// Who has what, and who is live.
 #[derive(Debug, Default)]
@@ -54,6 +56,23 @@ impl Roster {
         self.with(|inner| inner.holders.contains_key(key))
     }
 
+    /// A daemon's whole list for one scope. Returns what takes back what it had there and has no more.
+    pub(crate) fn listed(&self, peer: &Path, domain: Domain, scope: Str, keys: Vec<ContainerKey>) -> Vec<What> {
+        match domain {
+            Domain::Host => {
+                let keys = self.replace(peer, &scope, keys);
+                vec![What::Listed { scope, keys }]
+            }
+            Domain::User(_) | Domain::Container(_) => {
+                let listed: HashSet<ContainerKey> = keys.into_iter().collect();
+                let mut gone = self.held_by(peer, &scope);
+                gone.retain(|key| !listed.contains(key) && self.remove(peer, key));
+                listed.into_iter().for_each(|key| self.add(peer, key));
+                gone.into_iter().map(|key| What::Withdrawn { key }).collect()
+            }
+        }
+    }
+
     /// A daemon's whole list for one scope. Returns that of all of them.
     pub(crate) fn replace(&self, peer: &Path, scope: &Str, keys: Vec<ContainerKey>) -> Vec<ContainerKey> {
         self.with(|inner| {
@@ -71,7 +90,7 @@ impl Roster {
     }
 
     /// What a daemon has in one scope.
-    pub(crate) fn held_by(&self, peer: &Path, scope: &Str) -> Vec<ContainerKey> {
+    fn held_by(&self, peer: &Path, scope: &Str) -> Vec<ContainerKey> {
         self.with(|inner| {
             let held = inner.holders.iter().filter(|(key, holders)| key.scope == *scope && holders.contains(peer));
             held.map(|(key, _)| key.clone()).collect()
@@ -119,6 +138,25 @@ mod tests {
         roster.add(k3s, key(&scope, "b"));
         assert!(!roster.remove(system, &key(&scope, "b")));
         assert!(roster.remove(k3s, &key(&scope, "b")));
+    }
+
+    #[test]
+    fn who_speaks_for_a_user_takes_back_its_own_one_by_one() {
+        let roster = Roster::default();
+        let scope: Str = "containerd/moby".into();
+        let of = |domain, id: &str| ContainerKey { domain, ..key(&scope, id) };
+        let (one, two) = (Domain::User(1), Domain::User(2));
+        let list = |domain, ids: &[&str]| {
+            let path = PathBuf::from(format!("/{domain:?}"));
+            roster.listed(&path, domain, Str::clone(&scope), ids.iter().map(|id| of(domain, id)).collect())
+        };
+        for domain in [one, two] {
+            assert_eq!(list(domain, &["a", "b"]), []);
+        }
+        assert_eq!(list(one, &["a"]), [What::Withdrawn { key: of(one, "b") }]);
+        assert_eq!(list(one, &["a"]), [], "said once");
+        assert_eq!(list(two, &["a", "b"]), [], "the other's are untouched");
+        assert!(matches!(&list(Domain::Host, &["a"])[..], [What::Listed { .. }]));
     }
 
     #[test]

@@ -327,21 +327,8 @@ impl<'a> Session<'a> {
 
     /// The facts by which a list of all that there is in a scope takes back what is no more.
     fn whole_list(&self, scope: Str, at: BootTime, keys: Vec<ContainerKey>) -> Vec<Fact> {
-        let fact = |what| Fact { source: Source::Containerd, at, what };
-        let roster = &self.peer.roster;
-        match self.peer.domain {
-            Domain::Host => {
-                let keys = roster.replace(&self.peer.path, &scope, keys);
-                vec![fact(What::Listed { scope, keys })]
-            }
-            // A list is about the host's containers; who speaks for others takes back one by one.
-            Domain::User(_) | Domain::Container(_) => {
-                let mut former = roster.held_by(&self.peer.path, &scope);
-                former.retain(|key| !keys.contains(key));
-                former.retain(|key| roster.remove(&self.peer.path, key));
-                former.into_iter().map(|key| fact(What::Withdrawn { key })).collect()
-            }
-        }
+        let taken_back = self.peer.roster.listed(&self.peer.path, self.peer.domain, scope, keys);
+        taken_back.into_iter().map(|what| Fact { source: Source::Containerd, at, what }).collect()
     }
 
     fn key(&self, name: &Name) -> ContainerKey {

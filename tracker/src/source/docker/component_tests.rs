@@ -17,6 +17,7 @@ use crate::collection::door::{Deliveries, Delivery};
 use crate::container::{ContainerKey, Health, State};
 use crate::fact::{Fact, Statement, What};
 use crate::source::health::Condition;
+use crate::source::task::Task;
 
 /// Longer than anything here takes on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -209,9 +210,14 @@ impl Watched {
     }
 
     fn with(config: Config) -> Self {
+        let endpoints = config.endpoints();
+        Self::following(config, endpoints)
+    }
+
+    fn following(config: Config, endpoints: Vec<Endpoint>) -> Self {
         let (facts, deliveries) = Facts::queue();
         let (health, stats, cancel) = (HealthBoard::new(), Arc::new(Stats::default()), CancellationToken::new());
-        let (_, sockets) = watch::channel(config.endpoints().into());
+        let (_, sockets) = watch::channel(endpoints.into());
         let (env, images) = (EnvAllow::default(), Images::default());
         let source = run(config, env, sockets, facts, health.clone(), images, Arc::clone(&stats), cancel.clone());
         let task = tokio::spawn(source);
@@ -252,15 +258,20 @@ impl Watched {
     fn take(&mut self, fact: Fact) {
         assert_eq!(fact.source, Source::Docker);
         let shown = |key: &ContainerKey| {
-            assert_eq!((&*key.scope, key.domain), ("containerd/moby", Domain::Host));
-            key.id.to_string()
+            assert_eq!(&*key.scope, "containerd/moby");
+            match key.domain {
+                Domain::Host => key.id.to_string(),
+                Domain::User(_) => format!("user's {}", key.id),
+                Domain::Container(_) => format!("inner {}", key.id),
+            }
         };
         match fact.what {
             What::Stated { key, statement } => drop(self.stated.insert(shown(&key), *statement)),
             What::Withdrawn { key } => drop(self.stated.remove(&shown(&key))),
             What::Listed { keys, .. } => {
                 let keys: Vec<_> = keys.iter().map(shown).collect();
-                self.stated.retain(|id, _| keys.contains(id));
+                // As the collection takes it: a list is about the host's.
+                self.stated.retain(|id, _| keys.contains(id) || id.contains(' '));
             }
             What::Live(live) => self.live = live,
             other => panic!("a runtime's source does not state {other:?}"),
@@ -430,6 +441,39 @@ async fn daemons_that_are_none_are_conditions() {
     other.put("c2", |_, _| ());
     let _serving = other.serve(&path);
     watched.until("the other one's", |it| it.live && it.stated.keys().eq(["c2"])).await;
+    watched.stop().await;
+}
+
+#[tokio::test]
+async fn daemons_of_other_domains_speak_for_their_own_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    // The stand-ins are this process: a user of that uid, and, as far as namespaces tell, in the container of that init.
+    let own = Task::open(std::process::id()).unwrap().view().unwrap().task;
+    let domains = [Domain::Host, Domain::User(nix::unistd::geteuid().as_raw()), Domain::Container(own)];
+    let [host, users, inner] = [(); 3].map(|()| Fake::new());
+    let mut endpoints = vec![];
+    for (fake, domain) in [&host, &users, &inner].into_iter().zip(domains) {
+        for id in ["same", "other"] {
+            fake.put(id, |_, _| ());
+        }
+        let path = directory.path().join(endpoints.len().to_string());
+        fake.serve(&path);
+        endpoints.push(Endpoint { path, domain, is_expected: true });
+    }
+    let config = Config { audit_interval_ms: 1_000, ..Watched::config(directory.path()) };
+    let mut watched = Watched::following(config, endpoints);
+    let all = ["same", "other", "user's same", "user's other", "inner same", "inner other"];
+    watched.until("all are inspected", |it| all.iter().all(|id| it.stated.get(*id).is_some_and(is_inspected))).await;
+
+    // No event tells: the next list does.
+    let forget = |fake: &Fake, id: &str| fake.with(|world| drop(world.containers.remove(id)));
+    for (fake, gone) in [(&users, "user's other"), (&inner, "inner other"), (&host, "other")] {
+        forget(fake, "other");
+        watched.until(gone, |it| !it.stated.contains_key(gone)).await;
+    }
+    forget(&host, "same");
+    watched.until("the host's", |it| !it.stated.contains_key("same")).await;
+    assert_eq!(watched.stated.len(), 2, "the others of that id are there: {:?}", watched.stated.keys());
     watched.stop().await;
 }
 

@@ -204,8 +204,7 @@ impl<'a> Session<'a> {
         }
         let mut facts = vec![];
         if let Some(former) = self.peer.scope.replace(Str::clone(&self.scope)).filter(|former| *former != self.scope) {
-            let keys = self.peer.roster.replace(&self.peer.path, &former, vec![]);
-            facts.push(fact(at, What::Listed { scope: former, keys }));
+            facts.extend(self.whole_list(at, former, vec![]));
         }
         let containers = summaries.into_iter().filter_map(|summary| {
             let id = ContainerId::new(&summary.id).ok()?;
@@ -218,14 +217,10 @@ impl<'a> Session<'a> {
         self.peer.stats.left_out.fetch_add(left_out, Relaxed);
         let keys = containers.iter().map(|(id, ..)| self.key(id)).collect();
         let wishes = self.peer.ledger.listed(at, containers, !self.is_live);
-        if unread == 0 {
-            let keys = self.peer.roster.replace(&self.peer.path, &self.scope, keys);
-            self.grant_all(wishes, &mut facts);
-            facts.push(fact(at, What::Listed { scope: Str::clone(&self.scope), keys }));
-        } else {
-            // What cannot be read is there all the same: nothing is withdrawn.
-            self.grant_all(wishes, &mut facts);
-        }
+        // What cannot be read is there all the same: then nothing is withdrawn.
+        let whole = if unread == 0 { self.whole_list(at, Str::clone(&self.scope), keys) } else { vec![] };
+        self.grant_all(wishes, &mut facts);
+        facts.extend(whole);
         self.peer.stats.lists.fetch_add(1, Relaxed);
 
         // What happened meanwhile goes into the same step, so that nobody sees what is over already.
@@ -243,6 +238,12 @@ impl<'a> Session<'a> {
             }
         }
         Ok(())
+    }
+
+    /// The facts by which a list of all that there is in a scope takes back what is no more.
+    fn whole_list(&self, at: BootTime, scope: Str, keys: Vec<ContainerKey>) -> Vec<Fact> {
+        let taken_back = self.peer.roster.listed(&self.peer.path, self.peer.domain, scope, keys);
+        taken_back.into_iter().map(|what| fact(at, what)).collect()
     }
 
     async fn list_images(&mut self) -> Result<(), End> {
