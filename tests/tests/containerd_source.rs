@@ -181,21 +181,45 @@ fn a_life_is_followed_to_its_end_for_at_most_two_calls() -> Result<()> {
 }
 
 #[test]
-fn namespaces_created_later_are_followed_and_keep_their_ids_apart() -> Result<()> {
+fn one_id_in_two_namespaces_is_two_containers_before_and_after() -> Result<()> {
     require_containerd!();
     let twin = id("twin");
     let containerd = start()?;
     let mut source = Source::start(&containerd)?;
-    containerd.run("default", &twin, &[], SLEEP)?;
+    let namespaces = ["default", "later"];
+    // The second namespace is not there before.
     containerd.import_image("later")?;
-    containerd.run("later", &twin, &[], SLEEP)?;
-    for namespace in ["default", "later"] {
+    for namespace in namespaces {
+        containerd.run(namespace, &twin, &["--label", &format!("of={namespace}")], SLEEP)?;
+    }
+    let mut later = Source::start(&containerd)?;
+    let is_of = |container: &Container, namespace: &str| container.runtime.namespace.as_deref() == Some(namespace);
+    let mut pids = vec![];
+    for namespace in namespaces {
         let pid = containerd.pid(namespace, &twin)?;
-        source.until(&twin, namespace, |container| {
-            container.runtime.namespace.as_deref() == Some(namespace)
-                && container.pid() == Some(pid)
-                && container.state == State::Running
-        });
+        for source in [&mut source, &mut later] {
+            let told = source.until(&twin, namespace, |container| {
+                is_of(container, namespace) && container.state == State::Running && !container.labels.is_empty()
+            });
+            assert_eq!(told.pid(), Some(pid));
+            assert_eq!(told.namespaces.mnt, kernel::namespace(pid, "mnt")?);
+            assert_eq!(told.labels.get("of").map(|label| &**label), Some(namespace));
+            assert!(told.bundle.as_deref().is_some_and(|bundle| bundle.ends_with(&format!("/{namespace}/{twin}"))));
+            let found = source.reader.by_mntns(told.namespaces.mnt);
+            assert!(found.container().is_some_and(|container| is_of(container, namespace)), "{namespace}");
+        }
+        pids.push(pid);
+    }
+    assert_ne!(pids[0], pids[1]);
+
+    // The end of one is not the other's, and leaves it as it is.
+    containerd.ctr("later", &["tasks", "kill", "--signal", "SIGKILL", &twin])?;
+    for source in [&mut source, &mut later] {
+        let ended = source.until(&twin, "the end of one", |container| container.state == State::Exited);
+        assert_eq!((ended.pid(), is_of(&ended, "later")), (Some(pids[1]), true));
+        let other = source.until_state(&twin, State::Running);
+        assert_eq!((other.pid(), is_of(&other, "default")), (Some(pids[0]), true));
+        assert_eq!(source.reader.all().filter(|container| *container.id == *twin).count(), 2);
     }
     Ok(())
 }
