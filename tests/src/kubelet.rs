@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt;
 use anyhow::{Context, Result};
 use k8s_cri::v1::runtime_service_client::RuntimeServiceClient;
 use k8s_cri::v1::{
-    ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest, ImageSpec,
+    ContainerConfig, ContainerMetadata, ContainerStatusRequest, CreateContainerRequest, ImageSpec, KeyValue,
     LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, ListContainersRequest, Mount, NamespaceMode, NamespaceOption, PodSandboxConfig,
     PodSandboxMetadata, PodSandboxStatusRequest, PortMapping, RemoveContainerRequest, RemovePodSandboxRequest,
@@ -129,6 +129,8 @@ pub struct ContainerOptions<'a> {
     pub cpu_quota: i64,
     /// Whether it has all privileges.
     pub privileged: bool,
+    /// Variables of its environment.
+    pub env: &'a [(&'a str, &'a str)],
 }
 
 /// A pod, and the id of its sandbox.
@@ -245,6 +247,11 @@ impl Kubelet {
             command: command.iter().map(|word| (*word).into()).collect(),
             labels: texts(&pod_labels(&of.namespace, &of.name, &of.uid, ("io.kubernetes.container.name", name))),
             annotations: texts(&[("note/container", name)]),
+            envs: options
+                .env
+                .iter()
+                .map(|(key, value)| KeyValue { key: (*key).into(), value: (*value).into() })
+                .collect(),
             mounts: options.mount.map(mount).into_iter().collect(),
             linux: Some(LinuxContainerConfig { resources: Some(resources), security_context: Some(security) }),
             ..Default::default()

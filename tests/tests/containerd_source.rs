@@ -33,7 +33,8 @@ impl Source {
             ..Default::default()
         };
         let find = find::Config { enabled: false, ..find::Config::default() };
-        let tracker = Tracker::start(Config { containerd, find, ..Config::default() })?;
+        let env_allow = ["STAGE"].into_iter().collect();
+        let tracker = Tracker::start(Config { containerd, find, env_allow, ..Config::default() })?;
         let mut source = Source { reader: tracker.reader(), tracker };
         source.until_line("it is live", |line| line.condition == Condition::Live);
         Ok(source)
@@ -111,7 +112,7 @@ fn containers_from_before_and_new_ones_are_told_alike_and_truly() -> Result<()> 
     let alike_after = id("alike-after");
     let containerd = start()?;
     let digest = containerd.import_image("default")?;
-    let options = ["--label", "tier=test", "--annotation", "color=red"];
+    let options = ["--label", "tier=test", "--annotation", "color=red", "--env", "STAGE=test", "--env", "TOKEN=secret"];
     containerd.run("default", &alike_before, &options, SLEEP)?;
     let mut source = Source::start(&containerd)?;
     // What its bundle and the kernel say can be there before containerd's own word.
@@ -132,6 +133,9 @@ fn containers_from_before_and_new_ones_are_told_alike_and_truly() -> Result<()> 
     }
     assert_eq!(after.labels.get("tier").map(|label| &**label), Some("test"));
     assert_eq!(after.annotations.get("color").map(|annotation| &**annotation), Some("red"));
+    for container in [&before, &after] {
+        assert_eq!(container.details.env, Some([("STAGE", "test")].into_iter().collect()), "what is allowed");
+    }
     let runtime = &after.runtime;
     assert_eq!(runtime.name.as_deref(), Some("containerd"));
     assert_eq!(runtime.namespace.as_deref(), Some("default"));

@@ -103,6 +103,7 @@ fn each_field_of_a_pod_is_told_before_and_after() -> Result<()> {
         mount: Some(("/usr/share", "/given")),
         attempt: 3,
         privileged: true,
+        env: &[],
     };
     let front = kubelet.start_with(&pod, "front", SLEEP, options)?;
     let back = kubelet.start(&pod, "back", 0, SLEEP)?;

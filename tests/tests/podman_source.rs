@@ -102,7 +102,8 @@ fn without_a_service_podmans_files_tell_name_image_and_setup() -> Result<()> {
     require!(Podman::requirement());
     let podman = Podman::start()?;
     let options = |runtime| {
-        ["--runtime", runtime, "--label", "app=web", "--hostname", "door", "--memory", "64m", "--pids-limit", "50"]
+        let of_all = ["--label", "app=web", "--hostname", "door", "--memory", "64m", "--pids-limit", "50"];
+        [&["--runtime", runtime, "--env", "COLOUR=blue", "--env", "SECRET=hidden"], &of_all[..]].concat()
     };
     let before: Vec<String> = ["runc", "crun"]
         .map(|runtime| podman.run(&name(&format!("before-{runtime}")), &options(runtime), &SLEEP))
@@ -131,6 +132,7 @@ fn without_a_service_podmans_files_tell_name_image_and_setup() -> Result<()> {
             let resources = details.resources.clone().context("limits")?;
             assert_eq!((resources.memory, resources.pids), (Some(64 << 20), Some(50)));
             assert!(details.mounts.as_ref().is_some_and(|mounts| mounts.is_empty()), "none but podman's own");
+            assert_eq!(details.env, Some([("COLOUR", "blue")].into_iter().collect()), "what is allowed of it");
             assert!(container.awaiting.is_empty(), "{:?}", container.awaiting);
             assert_eq!(source.count(id), 1, "podman, the barrier and the state directories speak about one container");
             let story = source.tracker.explain_blocking(Who::Id(id.as_str().into()))?.context("a story")?;

@@ -6,7 +6,7 @@ use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use tracker_tests::containerd::{Containerd, IMAGE};
 use tracker_tests::daemon::Daemon;
-use tracker_tests::kubelet::{Kubelet, Network};
+use tracker_tests::kubelet::{ContainerOptions, Kubelet, Network, PodOptions};
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
 
@@ -213,6 +213,39 @@ fn a_pod_with_a_net_ns_of_its_own_is_all_that_the_net_ns_names() -> Result<()> {
         assert_eq!(container["host_network"], false, "{container}");
         assert_eq!(container["grade"], "held", "{container}; the log:\n{}", daemon.log());
     }
+    Ok(())
+}
+
+#[test]
+fn of_a_pod_s_environment_only_what_is_allowed_is_told_by_whoever_is_asked() -> Result<()> {
+    require_pods!();
+    let containerd = Containerd::start_with_cri()?;
+    let mut kubelet = Kubelet::connect(&containerd)?;
+    let socket = containerd.socket();
+    // Each of the two that know the environment, alone.
+    let by_containerd = format!("[containerd]\nsockets = [{socket:?}]\n[cri]\nenabled = false\n");
+    let by_cri = format!("[containerd]\nenabled = false\n[cri]\nsockets = [{socket:?}]\n");
+    let daemons = [&by_containerd, &by_cri]
+        .map(|config| Daemon::start(&format!("env-allow = ['STAGE', 'ABSENT']\n[barrier]\nenabled = false\n{config}")));
+    let [of_containerd, of_cri] = daemons;
+    let silent = Daemon::start(&format!("[barrier]\nenabled = false\n{by_containerd}"))?;
+    let pod = kubelet.run_pod_with("shop", &unique("env"), PodOptions::default())?;
+    let options = ContainerOptions { env: &[("STAGE", "a=b"), ("TOKEN", "secret")], ..Default::default() };
+    let id = kubelet.start_with(&pod, "main", SLEEP, options)?;
+    for (who, daemon) in [("containerd", &of_containerd?), ("cri", &of_cri?)] {
+        let told = eventually(&format!("{who} tells its environment"), || {
+            daemon.in_state(&id, "running").filter(|known| known["env"].is_object())
+        });
+        assert_eq!(told["env"], json!({ "STAGE": "a=b" }), "{who}");
+        let story = daemon.ask_json(&["explain", &id, "-o", "json"])?;
+        assert!(!story.to_string().contains("secret"), "{story}");
+    }
+    let known = eventually("containerd tells of it", || {
+        silent
+            .in_state(&id, "running")
+            .filter(|known| known["image"]["name"] == IMAGE && known["awaiting"] == json!([]))
+    });
+    assert_eq!(known["env"], Value::Null, "nothing is allowed");
     Ok(())
 }
 

@@ -355,10 +355,11 @@ impl Tracker {
         {
             let stats = Arc::clone(&stats.cri);
             let (handle, facts, health, cancel) = (self.handle.clone(), facts(), health(), cancel());
+            let env_allow = config.env_allow.clone();
             runtime.spawn(async move {
                 // What others see is when to look.
                 let others = handle.subscribe(source::cri::hints::options()).await.ok();
-                source::cri::run(config.cri, sockets.cri, others, facts, health, stats, cancel).await;
+                source::cri::run(config.cri, env_allow, sockets.cri, others, facts, health, stats, cancel).await;
             });
         }
         let podman = Arc::clone(&stats.podman);
@@ -379,6 +380,7 @@ impl Tracker {
             let containerd = Arc::clone(&stats.containerd);
             let source = source::containerd::run(
                 config.containerd,
+                config.env_allow.clone(),
                 sockets.containerd,
                 facts(),
                 health(),

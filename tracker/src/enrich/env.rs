@@ -11,6 +11,11 @@ use crate::container::Labels;
 pub struct EnvAllow(Vec<String>);
 
 impl EnvAllow {
+    /// Whether no variable is allowed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Those of `variables` (`NAME=value`) that are allowed, within the caps on labels. `None` where nothing is allowed.
     pub(crate) fn pick<'a>(&self, variables: impl IntoIterator<Item = &'a str>) -> Option<Labels> {
         if self.0.is_empty() {

@@ -1,8 +1,8 @@
 //! An OCI bundle's `config.json`: what it says about its container.
 //!
 //! [`parse`] reads the few fields that name a container or tell how it is set up (annotations, host name, root, mounts,
-//! limits, cgroups path, namespaces) and skips the rest without storing it: a process's environment and arguments are never kept. It accepts what OCI
-//! runtimes accept. `runc` reads with Go's `encoding/json`, so `null` means absent, text that is not Unicode is
+//! limits, cgroups path, namespaces) and skips the rest without storing it: a process's arguments are never kept, and of its
+//! environment only what [`EnvAllow`](super::env::EnvAllow) names, by a reading of its own. It accepts what OCI runtimes accept. `runc` reads with Go's `encoding/json`, so `null` means absent, text that is not Unicode is
 //! repaired, and whatever follows the document is ignored. The full model of the `oci-spec` crate refuses a whole file
 //! for a capability, a seccomp action or an architecture that is younger than the crate, which would leave a running
 //! container without its name; it therefore serves as the reference in this module's tests instead. One thing
@@ -11,11 +11,14 @@
 //! Which annotations mean what is in `oci/convention.rs`.
 
 mod convention;
+mod env;
 mod json;
 mod setup;
 
 use crate::container::{Details, Image, Kind, Labels, Pod, Runtime, Str};
 use crate::fact::Statement;
+
+pub(crate) use env::env;
 
 /// A larger file is not read at all.
 pub const MAX_LEN: usize = 16 << 20;

@@ -59,6 +59,7 @@ impl Watched {
         let (_, sockets) = watch::channel(config.endpoints().into());
         let task = tokio::spawn(run(
             config,
+            EnvAllow::default(),
             sockets,
             facts,
             health.clone(),

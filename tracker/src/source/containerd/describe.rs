@@ -13,6 +13,7 @@ use prost_types::Any;
 use super::events::{MAX_IMAGE_NAME_LEN, boot_time};
 use crate::container::{ContainerId, Image, Kind, Labels, Pod, Runtime, Str};
 use crate::enrich::caps::{self, MAX_NAME_LEN};
+use crate::enrich::env::EnvAllow;
 use crate::enrich::kubelet::{CONTAINER_NAME, POD_NAME, POD_NAMESPACE, POD_UID, pod_labels};
 use crate::enrich::{oci, scope};
 use crate::fact::Statement;
@@ -32,8 +33,13 @@ pub(super) struct Description {
     pub left_out: u64,
 }
 
-/// Reads a container's record.
-pub(super) fn describe(namespace: &Str, id: &ContainerId, mut container: Container) -> Description {
+/// Reads a container's record, and those of its environment variables that are allowed.
+pub(super) fn describe(
+    namespace: &Str,
+    id: &ContainerId,
+    mut container: Container,
+    env_allow: &EnvAllow,
+) -> Description {
     let mut statement = Statement::default();
     container.labels.retain(|key, _| !key.starts_with(NOTES_OF_DOCKERD));
     let (labels, left_out) = caps::labels(container.labels);
@@ -60,7 +66,9 @@ pub(super) fn describe(namespace: &Str, id: &ContainerId, mut container: Contain
     }
     statement.created_at = container.created_at.as_ref().and_then(boot_time);
     statement.labels = Some(labels);
-    match container.spec.map(|spec| oci::parse(&spec.value)) {
+    let spec = container.spec.map(|spec| spec.value);
+    let env = spec.as_ref().and_then(|spec| oci::env(spec, env_allow));
+    match spec.map(|spec| oci::parse(&spec)) {
         Some(Ok(facts)) => {
             if let (Some(pod), Some(from_spec)) = (&mut statement.pod, &facts.pod) {
                 pod.sandbox_id = pod.sandbox_id.take().or_else(|| from_spec.sandbox_id.clone());
@@ -69,6 +77,9 @@ pub(super) fn describe(namespace: &Str, id: &ContainerId, mut container: Contain
         }
         Some(Err(error)) => statement.missing.push(("annotations", error.to_string().into())),
         None => {}
+    }
+    if env.is_some() {
+        statement.details.get_or_insert_default().env = env;
     }
     statement.kind = statement.kind.or(Some(Kind::Container));
     Description { statement, left_out }
@@ -91,7 +102,8 @@ pub(super) fn relabel(
         return None;
     }
     let record = Container { labels, image, ..Default::default() };
-    let mut description = describe(namespace, id, record);
+    // What the specification says stays as it was.
+    let mut description = describe(namespace, id, record, &EnvAllow::default());
     let statement = &mut description.statement;
     statement.runtime.clone_from(&former.runtime);
     statement.image.clone_from(&former.image);
@@ -177,6 +189,7 @@ mod tests {
             &namespace.into(),
             &ContainerId::new("c1").unwrap(),
             Container { labels, runtime, ..Default::default() },
+            &EnvAllow::default(),
         )
     }
 
@@ -202,17 +215,18 @@ mod tests {
         let spec = |json: &str| Some(Any { type_url: "runtime-spec/1/Spec".into(), value: json.as_bytes().to_vec() });
         let labels = HashMap::from([("io.kubernetes.pod.name".to_owned(), "web".to_owned())]);
         let json = r#"{"annotations":{"io.kubernetes.cri.container-type":"container","io.kubernetes.cri.sandbox-id":"s1",
-            "io.kubernetes.cri.sandbox-name":"other","color":"red"},"linux":{"namespaces":[{"type":"mount"}]}}"#;
+            "io.kubernetes.cri.sandbox-name":"other","color":"red"},"process":{"env":["STAGE=test","TOKEN=x"]},"linux":{"namespaces":[{"type":"mount"}]}}"#;
         let container = Container { labels, spec: spec(json), ..Default::default() };
         let id = ContainerId::new("c1").unwrap();
-        let statement = describe(&"k8s.io".into(), &id, container).statement;
+        let statement = describe(&"k8s.io".into(), &id, container, &["STAGE"].into_iter().collect()).statement;
         let pod = statement.pod.unwrap();
         assert_eq!((pod.name.as_deref(), pod.sandbox_id.as_deref()), (Some("web"), Some("s1")));
         assert_eq!(statement.annotations.unwrap().get("color").map(|value| &**value), Some("red"));
         assert_eq!(statement.host_network, Some(true));
+        assert_eq!(statement.details.unwrap().env, Some([("STAGE", "test")].into_iter().collect()));
 
         let broken = Container { spec: spec("{"), ..Default::default() };
-        let statement = describe(&"default".into(), &id, broken).statement;
+        let statement = describe(&"default".into(), &id, broken, &EnvAllow::default()).statement;
         assert_eq!((statement.kind, statement.missing.len()), (Some(Kind::Container), 1));
     }
 
@@ -239,7 +253,9 @@ mod tests {
 
     #[test]
     fn new_labels_change_what_labels_say_and_nothing_else() {
-        let spec = Any { type_url: "Spec".into(), value: br#"{"annotations":{"color":"red"},"linux":{}}"#.to_vec() };
+        const SPEC: &[u8] = br#"{"annotations":{"color":"red"},"process":{"env":["STAGE=test"]},"linux":{}}"#;
+        let spec = Any { type_url: "Spec".into(), value: SPEC.to_vec() };
+        let allow = ["STAGE"].into_iter().collect();
         let labelled = |value: &str| HashMap::from([("nerdctl/name".to_owned(), value.to_owned())]);
         let (namespace, id) = ("default".into(), ContainerId::new("c1").unwrap());
         let record = |name| Container {
@@ -248,9 +264,9 @@ mod tests {
             image: "bb".into(),
             ..Default::default()
         };
-        let former = describe(&namespace, &id, record("old")).statement;
+        let former = describe(&namespace, &id, record("old"), &allow).statement;
         let relabelled = relabel(&namespace, &id, &former, "bb".into(), labelled("new")).unwrap().statement;
-        assert_eq!(relabelled, describe(&namespace, &id, record("new")).statement);
+        assert_eq!(relabelled, describe(&namespace, &id, record("new"), &allow).statement);
         assert!(relabel(&namespace, &id, &former, "other".into(), labelled("new")).is_none());
     }
 }

@@ -38,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::collection::door::Facts;
 use crate::container::{Domain, Str};
+use crate::enrich::env::EnvAllow;
 use crate::fact::Source;
 use crate::source::complaints::Complaints;
 use crate::source::endpoint::{Endpoint, Endpoints, follow_all};
@@ -161,6 +162,7 @@ struct Peer {
     is_optional: bool,
     was_seen: bool,
     config: Config,
+    env_allow: EnvAllow,
     facts: Facts,
     line: Line,
     stats: Arc<Stats>,
@@ -175,8 +177,10 @@ struct Peer {
 
 /// Follows all containerds until `cancel`, or until the collection has ended. To be spawned on a runtime with IO and
 /// time enabled.
+#[expect(clippy::too_many_arguments, reason = "each is somebody else's, and this is called once")]
 pub async fn run(
     config: Config,
+    env_allow: EnvAllow,
     endpoints: Endpoints,
     facts: Facts,
     health: HealthBoard,
@@ -197,6 +201,7 @@ pub async fn run(
         is_optional: !is_expected,
         was_seen: false,
         config: config.clone(),
+        env_allow: env_allow.clone(),
         facts: facts.clone(),
         stats: Arc::clone(&stats),
         complaints: Arc::clone(&complaints),

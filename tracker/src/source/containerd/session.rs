@@ -35,6 +35,7 @@ use super::images;
 use super::ledger::{ListedTask, Name, Wish, with_image};
 use crate::collection::door::Ended;
 use crate::container::{ContainerId, ContainerKey, Domain, State, Str};
+use crate::enrich::env::EnvAllow;
 use crate::enrich::scope;
 use crate::fact::{Fact, Source, Statement, What};
 use crate::source::grpc::CallError;
@@ -254,7 +255,8 @@ impl<'a> Session<'a> {
         self.late_tasks.clear();
         for namespace in &namespaces {
             let at = BootTime::now();
-            let listing = read_namespace(&client, self.peer.domain, namespace, &mut self.peer.images);
+            let listing =
+                read_namespace(&client, self.peer.domain, namespace, &self.peer.env_allow, &mut self.peer.images);
             let listing = tokio::select! {
                 biased;
                 Err(error) = self.subscription.open() => Err(error),
@@ -413,12 +415,12 @@ impl<'a> Session<'a> {
         while self.describing.len() < CONCURRENT_DESCRIPTIONS
             && let Some((name, at)) = self.to_describe.pop_front()
         {
-            let client = self.client.clone();
+            let (client, env_allow) = (self.client.clone(), self.peer.env_allow.clone());
             self.describing.push(
                 async move {
                     let record = client.container(&name.namespace, &name.id).await;
                     let described = record.map(|record| {
-                        let description = describe(&name.namespace, &name.id, record);
+                        let description = describe(&name.namespace, &name.id, record, &env_allow);
                         let image = image_name(&description.statement);
                         (description, image)
                     });
@@ -541,6 +543,7 @@ async fn read_namespace(
     client: &Client,
     domain: Domain,
     namespace: &Str,
+    env_allow: &EnvAllow,
     images: &mut images::Images,
 ) -> Result<Listing, CallError> {
     // One call for all names; without it, each image is asked for by itself.
@@ -558,7 +561,7 @@ async fn read_namespace(
     let mut containers = vec![];
     let read = client.each_container(namespace, |record| {
         if let Ok(id) = ContainerId::new(&record.id) {
-            let description = describe(namespace, &id, record);
+            let description = describe(namespace, &id, record, env_allow);
             containers.push((id, description));
         }
     });

@@ -52,7 +52,16 @@ impl Watched {
         let (facts, deliveries) = Facts::queue();
         let (health, stats, cancel) = (HealthBoard::new(), Arc::new(Stats::default()), CancellationToken::new());
         let (_, sockets) = watch::channel(config.endpoints(&[]).into());
-        let task = tokio::spawn(run(config, sockets, None, facts, health.clone(), Arc::clone(&stats), cancel.clone()));
+        let task = tokio::spawn(run(
+            config,
+            EnvAllow::default(),
+            sockets,
+            None,
+            facts,
+            health.clone(),
+            Arc::clone(&stats),
+            cancel.clone(),
+        ));
         Self { deliveries, stated: HashMap::new(), live: false, health, stats, cancel, task }
     }
 

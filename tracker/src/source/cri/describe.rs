@@ -22,6 +22,7 @@ use crate::container::{
     Address, ContainerId, Details, Exit, Image, Kind, Labels, Mount, Pod, Resources, Runtime, State, Str,
 };
 use crate::enrich::caps;
+use crate::enrich::env::EnvAllow;
 use crate::enrich::kubelet::pod_labels;
 use crate::fact::Statement;
 use crate::time::BootTime;
@@ -144,6 +145,7 @@ pub(super) fn container_status(
     server: &Server,
     status: ContainerStatus,
     info: &HashMap<String, String>,
+    env_allow: &EnvAllow,
 ) -> Description {
     let ContainerStatus {
         metadata,
@@ -199,6 +201,7 @@ pub(super) fn container_status(
     let limits = limits.or_else(|| info.config.as_ref()?.linux.resources.clone());
     let details = statement.details.get_or_insert_default();
     details.privileged = info.privileged();
+    details.env = info.env(env_allow);
     details.mounts = Some(mounts.collect());
     details.resources = limits.map(|limits| self::resources(&limits));
     description
@@ -348,7 +351,7 @@ mod tests {
             reason: reason.into(),
             ..Default::default()
         };
-        let of = |reason| container_status(&server, ended(reason), &HashMap::new()).statement;
+        let of = |reason| container_status(&server, ended(reason), &HashMap::new(), &EnvAllow::default()).statement;
         assert_eq!(of("Error").exit, Some(Exit { code: 137, signal: None, oom: None }));
         assert_eq!(of("OOMKilled").exit.unwrap().oom, Some(true));
         assert_eq!((of("Unknown").exit, of("Unknown").state), (None, Some(State::Exited)));

@@ -1,16 +1,17 @@
 //! What a verbose answer carries beside its message: JSON of the server's own, of which a few fields are read.
 //!
 //! containerd and CRI-O write it for people who debug (`crictl inspect`), and have kept these fields for years. All of
-//! them are optional: a server that leaves one out, or all, costs that field alone. Nothing of the environment and
-//! arguments that are in there, too, is kept.
+//! them are optional: a server that leaves one out, or all, costs that field alone. Nothing of the
+//! arguments that are in there, too, is kept, and of the environment only what is allowed.
 
 use std::collections::HashMap;
 
 use k8s_cri::v1::Protocol;
 use serde::Deserialize;
 
-use crate::container::{Port, Str};
+use crate::container::{Labels, Port, Str};
 use crate::enrich::caps;
+use crate::enrich::env::EnvAllow;
 
 /// A longer text is not read: it carries the whole OCI specification, which is some ten kilobytes.
 const MAX_LEN: usize = 4 << 20;
@@ -91,6 +92,13 @@ struct PortMapping {
 #[serde(default)]
 struct Spec {
     hostname: String,
+    process: Option<Process>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Process {
+    env: Option<Vec<String>>,
 }
 
 impl Info {
@@ -109,6 +117,12 @@ impl Info {
     /// Whether it was started with all privileges, where the server says so at all.
     pub(super) fn privileged(&self) -> Option<bool> {
         self.privileged.or(self.config.as_ref().map(|config| config.linux.security_context.privileged))
+    }
+
+    /// The variables that are allowed, those of the image among them; absent where none is, or the server does not tell.
+    pub(super) fn env(&self, allow: &EnvAllow) -> Option<Labels> {
+        let process = self.spec.as_ref()?.process.as_ref()?;
+        allow.pick(process.env.iter().flatten().map(String::as_str))
     }
 
     /// The host name; a host network's is the host's own, and not told.
@@ -163,9 +177,16 @@ mod tests {
         let shown: Vec<_> = ports.iter().map(|port| (port.container, &*port.protocol, port.host)).collect();
         assert_eq!(shown, [(80, "tcp", Some(8080)), (53, "udp", None)]);
 
-        let cri_o = read(r#"{"sandboxID":"s2","pid":8,"privileged":false,"runtimeSpec":{"hostname":"h2"}}"#).unwrap();
+        let cri_o = read(
+            r#"{"sandboxID":"s2","pid":8,"privileged":false,"runtimeSpec":{"hostname":"h2",
+            "process":{"env":["STAGE=test","TOKEN=x"]}}}"#,
+        )
+        .unwrap();
         assert_eq!((cri_o.pid, cri_o.privileged(), cri_o.ports()), (8, Some(false), None));
         assert_eq!(cri_o.hostname().as_deref(), Some("h2"));
+        let allow = ["STAGE"].into_iter().collect();
+        assert_eq!(cri_o.env(&allow), Some([("STAGE", "test")].into_iter().collect()));
+        assert_eq!((cri_o.env(&EnvAllow::default()), containerd.env(&allow)), (None, None));
     }
 
     #[test]

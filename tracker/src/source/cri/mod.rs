@@ -41,6 +41,7 @@ use tonic::Code;
 
 use crate::collection::door::Facts;
 use crate::collection::feed::Feed;
+use crate::enrich::env::EnvAllow;
 use crate::fact::Source;
 use crate::source::complaints::Complaints;
 use crate::source::endpoint::{Endpoint, Endpoints, follow_all};
@@ -173,6 +174,7 @@ struct Peer {
     /// The socket on which nobody knows the CRI.
     without_cri: Option<(FileId, i64, i64)>,
     config: Config,
+    env_allow: EnvAllow,
     facts: Facts,
     health: HealthBoard,
     line: Line,
@@ -187,8 +189,10 @@ struct Peer {
 /// Follows all CRI servers until `cancel`, or until the collection has ended. `others` is what the collection hears from
 /// the other sources ([`hints::options`]); without it, what is new is found by polling alone. To be spawned on a runtime
 /// with IO and time enabled.
+#[expect(clippy::too_many_arguments, reason = "each is somebody else's, and this is called once")]
 pub async fn run(
     config: Config,
+    env_allow: EnvAllow,
     endpoints: Endpoints,
     others: Option<Feed>,
     facts: Facts,
@@ -210,6 +214,7 @@ pub async fn run(
         was_seen: false,
         without_cri: None,
         config: config.clone(),
+        env_allow: env_allow.clone(),
         facts: facts.clone(),
         stats: Arc::clone(&stats),
         complaints: Arc::clone(&complaints),

@@ -297,10 +297,10 @@ impl<'a> Session<'a> {
                 self.status(&id, at, told).await
             }
             Answer::Container { id, at, status } => {
-                let server = self.server.clone();
+                let (server, env_allow) = (self.server.clone(), self.peer.env_allow.clone());
                 let told = self.told(&id, at, status, |answer| {
                     let status = answer.status.ok_or("an answer without a status")?;
-                    Ok(container_status(&server, status, &answer.info))
+                    Ok(container_status(&server, status, &answer.info, &env_allow))
                 })?;
                 self.status(&id, at, told).await
             }

@@ -186,7 +186,7 @@ impl<'a> Lane<'a> {
     async fn look(&mut self, batch: Vec<Wanted>) -> Vec<Fact> {
         let stats = &self.shared.stats;
         let at = BootTime::now();
-        let mut looker = self.looker.take().unwrap_or_else(Looker::new);
+        let mut looker = self.looker.take().unwrap_or_else(|| Looker::new(self.shared.env_allow.clone()));
         let tasks: Vec<TaskId> = batch.iter().map(|wanted| wanted.task).collect();
         let look = move || {
             let looked: Vec<Looked> = tasks.into_iter().map(|task| looker.look(task)).collect();

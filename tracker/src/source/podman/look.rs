@@ -10,7 +10,8 @@ use super::answer::default_root;
 use super::conmon::{self, Conmon};
 use super::ledger::{Found, Name};
 use super::store::{Stored, Stores, may_speak_for};
-use crate::container::{Details, Domain, Kind, Mount, Namespaces, Runtime, Str, TaskId};
+use crate::container::{Details, Domain, Kind, Labels, Mount, Namespaces, Runtime, Str, TaskId};
+use crate::enrich::env::EnvAllow;
 use crate::enrich::oci::{self, OciFacts};
 use crate::enrich::scope;
 use crate::fact::Statement;
@@ -34,12 +35,13 @@ pub(super) enum Looked {
 #[derive(Debug)]
 pub(super) struct Looker {
     stores: Stores,
+    env_allow: EnvAllow,
     own: Option<Namespaces>,
 }
 
 impl Looker {
-    pub(super) fn new() -> Self {
-        Self { stores: Stores::default(), own: own_namespaces().ok() }
+    pub(super) fn new(env_allow: EnvAllow) -> Self {
+        Self { stores: Stores::default(), env_allow, own: own_namespaces().ok() }
     }
 
     /// Looks at an init process.
@@ -77,9 +79,9 @@ impl Looker {
 
     fn describe(&mut self, domain: Domain, conmon: &Conmon, view: TaskView) -> Option<Found> {
         let containers = conmon.containers_dir()?;
-        let bundle = read_bundle(domain, &conmon.bundle);
+        let bundle = read_bundle(domain, &conmon.bundle, &self.env_allow);
         let is_podmans = match &bundle {
-            Ok(OciFacts { manager: Some(manager), .. }) => &**manager == "podman",
+            Ok((OciFacts { manager: Some(manager), .. }, _)) => &**manager == "podman",
             _ => conmon.calls_podman,
         };
         let oci = Str::from(conmon.oci().filter(|_| is_podmans)?);
@@ -108,8 +110,11 @@ impl Looker {
             statement.kind = Some(Kind::Sandbox);
         }
         match bundle {
-            Ok(facts) => {
+            Ok((facts, env)) => {
                 facts.apply(&mut statement);
+                if env.is_some() {
+                    statement.details.get_or_insert_default().env = env;
+                }
                 let privileged =
                     facts.annotations.get("io.podman.annotations.privileged").map(|word| &**word == "TRUE");
                 if privileged.is_some() {
@@ -146,8 +151,8 @@ fn leave_out_podmans_own(details: &mut Details) {
     }
 }
 
-/// Reads a bundle that is the word of `domain`.
-fn read_bundle(domain: Domain, bundle: &Path) -> Result<OciFacts, Str> {
+/// Reads a bundle that is the word of `domain`: what it says, and what may be told of the environment.
+fn read_bundle(domain: Domain, bundle: &Path, env_allow: &EnvAllow) -> Result<(OciFacts, Option<Labels>), Str> {
     let name = Path::new("config.json");
     let open = || file::open_regular(file::open_dir(bundle)?, name, Walk::Beneath, oci::MAX_LEN as u64);
     let told = |error: std::io::Error| Str::from(format!("read `{}`: {error}", bundle.join(name).display()));
@@ -158,7 +163,8 @@ fn read_bundle(domain: Domain, bundle: &Path) -> Result<OciFacts, Str> {
         );
     }
     let bytes = file::read_all(opened, oci::MAX_LEN as u64).map_err(told)?;
-    oci::parse(&bytes).map_err(|error| error.to_string().into())
+    let facts = oci::parse(&bytes).map_err(|error| Str::from(error.to_string()))?;
+    Ok((facts, oci::env(&bytes, env_allow)))
 }
 
 #[cfg(test)]
@@ -168,7 +174,7 @@ mod tests {
     #[test]
     fn a_process_without_a_conmon_is_not_podmans() {
         let own = Task::open(std::process::id()).unwrap().id().unwrap();
-        let mut looker = Looker::new();
+        let mut looker = Looker::new(EnvAllow::default());
         assert!(matches!(looker.look(own), Looked::NoConmon));
         assert!(matches!(looker.look(TaskId { start_ticks: own.start_ticks + 1, ..own }), Looked::Gone));
     }
