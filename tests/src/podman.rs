@@ -27,10 +27,14 @@ pub use crate::image::{IMAGE, PAUSE_IMAGE};
 /// Users that tests make up have uids from here on: far above those of people, and of their subordinate ids.
 const FIRST_UID: u32 = 1_900_000_000;
 
+/// Where CNI's plugin that gives addresses keeps them, by the names of networks.
+const LEASES: &str = "/var/lib/cni/networks";
+
 /// A podman. All that it started ends with it.
 pub struct Podman {
     service: Option<Process>,
     user: Option<u32>,
+    networks: Vec<String>,
     directory: TempDir,
 }
 
@@ -42,6 +46,16 @@ impl Podman {
         requirement::program("conmon")?;
         Kind::Crun.requirement()?;
         Kind::Runc.requirement().map(drop)
+    }
+
+    /// What it needs for networks of its own.
+    pub fn network_requirement() -> Result<(), String> {
+        requirement::program("iptables")?;
+        let plugins = ["/usr/lib/cni", "/usr/libexec/cni", "/opt/cni/bin", "/usr/local/lib/cni"];
+        match plugins.iter().any(|directory| Path::new(directory).join("bridge").is_file()) {
+            true => Ok(()),
+            false => Err("needs CNI's plugin `bridge`".to_owned()),
+        }
     }
 
     /// Root's own.
@@ -60,7 +74,7 @@ impl Podman {
         let name = format!("pod-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let directory = tempfile::Builder::new().prefix(&name).rand_bytes(0).tempdir();
         let directory = directory.context("create a directory for podman")?;
-        let podman = Podman { service: None, user, directory };
+        let podman = Podman { service: None, user, networks: vec![], directory };
         // Users have to get through, and the image is the same for all.
         fs::set_permissions(podman.directory.path(), PermissionsExt::from_mode(0o755)).context("open a directory")?;
         image::write_layout(&podman.path("layout"))?;
@@ -162,6 +176,17 @@ impl Podman {
         Ok(said.trim_end().to_owned())
     }
 
+    /// Makes a network of podman's on a bridge of its own, with these subnets.
+    pub fn create_network(&mut self, name: &str, subnets: &[&str]) -> Result<()> {
+        let mut create = vec!["network", "create", "--driver", "bridge"];
+        if subnets.iter().any(|subnet| subnet.contains(':')) {
+            create.push("--ipv6");
+        }
+        create.extend(subnets.iter().flat_map(|subnet| ["--subnet", subnet]));
+        self.networks.push(name.to_owned());
+        self.podman(&[&create[..], &[name]].concat()).map(drop)
+    }
+
     /// Runs `podman` and returns what it printed.
     pub fn podman(&self, arguments: &[&str]) -> Result<String> {
         let (out, err) = (self.output()?, self.output()?);
@@ -212,6 +237,11 @@ impl Drop for Podman {
         self.service = None;
         let _ = self.podman(&["pod", "rm", "--force", "--all", "--time", "0"]);
         let _ = self.podman(&["rm", "--force", "--all", "--time", "0"]);
+        for network in &self.networks {
+            let _ = self.podman(&["network", "rm", "--force", network]);
+            // The plugin that gives addresses keeps its book here, for everybody.
+            let _ = fs::remove_dir_all(Path::new(LEASES).join(network));
+        }
         // What podman could not end: its conmons name the directory. A user's podman leaves a process, too, that holds its
         // user namespace.
         let place = self.directory.path().to_string_lossy().into_owned();

@@ -12,9 +12,9 @@ use std::{fs, thread};
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use tracker::collection::story::Who;
-use tracker::container::{Domain, Kind as ContainerKind, State};
+use tracker::container::{Domain, Health, Kind as ContainerKind, State};
 use tracker::source::find;
-use tracker::source::health::{Condition, Health};
+use tracker::source::health::{Condition, Health as Line};
 use tracker::source::podman::{self, Stats};
 use tracker::{Config, Container, Reader, Tracker};
 use tracker_tests::podman::{IMAGE, PAUSE_IMAGE, Podman};
@@ -45,10 +45,9 @@ impl Source {
     }
 
     #[track_caller]
-    fn until_line(&mut self, socket: &Path, what: &str, is_so: impl Fn(&Health) -> bool) -> Health {
+    fn until_line(&mut self, socket: &Path, what: &str, is_so: impl Fn(&Line) -> bool) -> Line {
         let socket = socket.display().to_string();
-        let is_it =
-            |line: &Health| line.source == tracker::fact::Source::Podman && *line.what == *socket && is_so(line);
+        let is_it = |line: &Line| line.source == tracker::fact::Source::Podman && *line.what == *socket && is_so(line);
         eventually(what, || self.tracker.health().into_iter().find(is_it))
     }
 
@@ -425,6 +424,128 @@ fn labels_without_measure_are_left_out_and_counted() -> Result<()> {
     let container = source.until(&other, "the service has told all", told);
     assert!(!container.labels.is_empty() && container.labels.len() < 5_000);
     assert!(source.stats().left_out.load(Relaxed) > 4_000);
+    Ok(())
+}
+
+/// What podman itself says of a container, by a template of its own.
+fn says(podman: &Podman, id: &str, template: &str) -> Result<String> {
+    Ok(podman.podman(&["inspect", "--format", template, id])?.trim_end().to_owned())
+}
+
+/// Subnets that no other test on the machine has: two for IPv4, one for IPv6.
+fn subnets() -> ([String; 2], String) {
+    let pid = std::process::id();
+    let v4 = |n: u32| format!("10.{}.{}.{}/28", 128 + (pid >> 12) % 64, (pid >> 4) % 256, (pid % 4) * 64 + n * 16);
+    ([v4(0), v4(1)], format!("fd01:{:x}:{:x}::/64", pid >> 16, pid % 65_536))
+}
+
+#[test]
+fn addresses_and_ports_of_every_network_are_told_beside_a_service_alone() -> Result<()> {
+    require!(Podman::requirement(), Podman::network_requirement());
+    let mut podman = Podman::start()?;
+    let (v4, v6) = subnets();
+    let networks = [name("one"), name("two")];
+    podman.create_network(&networks[0], &[&v4[0], &v6])?;
+    podman.create_network(&networks[1], &[&v4[1]])?;
+    let both = networks.join(",");
+    let options = ["--detach", "--network", &both, "--publish", "127.0.0.1::80", "--expose", "53/udp"];
+    let before = podman.make("run", &options, &SLEEP)?;
+    let mut source = Source::start(&[podman.socket()])?;
+
+    // Without a service, networks are in podman's database alone.
+    let container = source.until(&before, "podman's files have told of it", is_by_podman);
+    assert_eq!((container.details.addresses.as_ref(), container.details.ports.as_ref()), (None, None));
+
+    podman.serve()?;
+    source.until_live(&podman.socket());
+    let after = podman.make("run", &options, &SLEEP)?;
+    let of_host = podman.make("run", &["--detach", "--network", "host"], &SLEEP)?;
+    for id in [&before, &after] {
+        let container = source.until(id, "the service has told all", |it| it.details.restart_count.is_some());
+        let told = |network: &str, field: &str| -> Result<tracker::container::Address> {
+            let [ip, length] = ["Address", "PrefixLen"].map(|end| format!("{field}{end}"));
+            let template = format!(
+                "{{{{with index .NetworkSettings.Networks \"{network}\"}}}}{{{{.{ip}}}}} {{{{.{length}}}}}{{{{end}}}}"
+            );
+            let text = says(&podman, id, &template)?;
+            let (ip, length) = text.split_once(' ').with_context(|| format!("an address, not `{text}`"))?;
+            let (ip, prefix_len) = (ip.parse()?, Some(length.parse()?));
+            Ok(tracker::container::Address { network: Some(network.into()), ip, prefix_len })
+        };
+        let expected = [told(&networks[0], "IP")?, told(&networks[0], "GlobalIPv6")?, told(&networks[1], "IP")?];
+        assert_eq!(container.details.addresses.as_deref(), Some(&expected[..]));
+        let ports = container.details.ports.as_deref().context("ports")?;
+        let [dns, web] = ports else { panic!("{ports:?}") };
+        assert_eq!((dns.container, &*dns.protocol, dns.host), (53, "udp", None));
+        assert_eq!((web.container, &*web.protocol, web.host_ip), (80, "tcp", Some([127, 0, 0, 1].into())));
+        let published = says(&podman, id, "{{(index (index .NetworkSettings.Ports \"80/tcp\") 0).HostPort}}")?;
+        assert_eq!(web.host, Some(published.parse()?));
+    }
+    let container = source.until(&of_host, "the service has told all", |it| it.details.restart_count.is_some());
+    assert_eq!((container.host_network, container.details.addresses.as_deref()), (Some(true), Some(&[][..])));
+    Ok(())
+}
+
+#[test]
+fn health_is_what_the_last_check_found() -> Result<()> {
+    require!(Podman::requirement());
+    let mut podman = Podman::start()?;
+    let options =
+        ["--health-cmd", "CMD-SHELL test -e /tmp/well", "--health-retries", "1", "--health-interval", "disable"];
+    let (before, never) = (podman.run(&name("checked"), &options, &SLEEP)?, podman.run(&name("never"), &[], &SLEEP)?);
+    podman.podman(&["exec", &before, "sh", "-c", ">/tmp/well"])?;
+    podman.podman(&["healthcheck", "run", &before])?;
+    podman.serve()?;
+    let mut source = Source::start(&[podman.socket()])?;
+    source.until_live(&podman.socket());
+    let is = |health| move |container: &Container| container.details.health == Some(health);
+    source.until(&before, "healthy from before", is(Health::Healthy));
+    let after = podman.run(&name("checked-after"), &options, &SLEEP)?;
+    source.until(&after, "not checked yet", is(Health::Starting));
+    podman.podman(&["healthcheck", "run", &after]).expect_err("it is not well");
+    source.until(&after, "its first check", is(Health::Unhealthy));
+    podman.podman(&["exec", &after, "sh", "-c", ">/tmp/well"])?;
+    podman.podman(&["healthcheck", "run", &after])?;
+    source.until(&after, "its second check", is(Health::Healthy));
+    let container = source.until(&never, "the service has told all", |it| it.details.restart_count.is_some());
+    assert_eq!(container.details.health, None);
+    Ok(())
+}
+
+#[test]
+fn ends_by_the_oom_killer_and_restarts_are_told_with_a_service_and_without() -> Result<()> {
+    require!(Podman::requirement(), kernel::btf());
+    let eats = ["sh", "-c", "x=aaaaaaaa; sleep 3; while :; do x=$x$x; done"];
+    for is_served in [false, true] {
+        let mut podman = Podman::start()?;
+        if is_served {
+            podman.serve()?;
+        }
+        let sockets: Vec<PathBuf> = is_served.then(|| podman.socket()).into_iter().collect();
+        let mut source = Source::start(&sockets)?;
+        let ends = podman.run(&name("eats"), &["--memory", "32m"], &eats)?;
+        let over = source.until(&ends, "its end", |it| it.state == State::Exited && it.exit.is_some());
+        let exit = over.exit.context("an exit")?;
+        assert_eq!((exit.code, exit.signal, exit.oom), (137, Some(9), Some(true)), "with a service: {is_served}");
+
+        let again = podman.run(&name("again"), &["--restart", "on-failure:2"], &["sh", "-c", "sleep 0.5; exit 7"])?;
+        // Its first run and two more, each an instance of its own.
+        let instances = |source: &mut Source| {
+            let of_it = source.reader.all().filter(|it| *it.id == *again && it.exit.is_some_and(|exit| exit.code == 7));
+            of_it.map(|it| it.instance).collect::<std::collections::BTreeSet<_>>().len()
+        };
+        eventually("it has ended three times", || (instances(&mut source) == 3).then_some(()));
+        if is_served {
+            source.until(&again, "how often it was restarted", |it| it.details.restart_count == Some(2));
+            assert_eq!(says(&podman, &again, "{{.RestartCount}}")?, "2");
+        } else {
+            assert!(source.reader.all().all(|it| *it.id != *again || it.details.restart_count.is_none()));
+        }
+        let id = podman.run(&name("ends"), &[], &["sh", "-c", "sleep 0.3; exit 42"])?;
+        let over = source.until(&id, "its end", |it| it.state == State::Exited && it.exit.is_some());
+        assert_eq!(over.exit.map(|exit| (exit.code, exit.signal)), Some((42, None)));
+        assert_ne!(over.exit.and_then(|exit| exit.oom), Some(true));
+    }
     Ok(())
 }
 

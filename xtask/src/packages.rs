@@ -31,6 +31,7 @@ pub(crate) const RUNTIMES: &[Package] = &[
     // With its command line: Debian 12 has both in one package.
     Package { name: "docker.io", shows: Shows::Program("dockerd") },
     Package { name: "busybox-static", shows: Shows::StaticProgram("busybox") },
+    Package { name: "containernetworking-plugins", shows: Shows::Program("/usr/lib/cni/bridge") },
     Package { name: "iproute2", shows: Shows::Program("ip") },
     Package { name: "iptables", shows: Shows::Program("iptables") },
     Package { name: "bubblewrap", shows: Shows::Program("bwrap") },

@@ -304,7 +304,8 @@ impl Inspection {
             created_at: boot_time(&self.created),
             started_at: boot_time(&self.state.started_at),
             exited_at: boot_time(&self.state.finished_at).filter(|_| over),
-            exit: over.then(|| exit(self.state.exit_code, Some(self.state.oom_killed))),
+            // Where conmon was called from elsewhere, podman does not find its note: that there is none says nothing.
+            exit: over.then(|| exit(self.state.exit_code, self.state.oom_killed.then_some(true))),
             ..Statement::default()
         };
         let scope = oci.map(|oci| scope::oci(&default_root(domain, &oci)));
@@ -499,6 +500,15 @@ mod tests {
         ];
         assert_eq!(details.mounts.as_deref(), Some(&mounts[..]));
         assert_eq!(details.env.unwrap().get("COLOUR").map(|value| &**value), Some("blue"));
+    }
+
+    #[test]
+    fn that_podman_knows_of_no_oom_killer_says_nothing() {
+        for (oom_killed, oom) in [(true, Some(true)), (false, None)] {
+            let text = format!(r#"{{"State":{{"Status":"exited","ExitCode":137,"OOMKilled":{oom_killed}}}}}"#);
+            let told = serde_json::from_str::<Inspection>(&text).unwrap().told(Domain::Host, &EnvAllow::default());
+            assert_eq!(told.statement.exit, Some(Exit { code: 137, signal: None, oom }));
+        }
     }
 
     #[test]

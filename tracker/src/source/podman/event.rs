@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::answer;
-use crate::container::{ContainerId, Health, Str};
+use crate::container::{ContainerId, Str};
 use crate::enrich::caps;
 use crate::time::BootTime;
 
@@ -34,10 +33,12 @@ pub(super) enum Happened {
         code: Option<i64>,
     },
     Renamed(Option<Str>),
-    Checked(Option<Health>),
+    /// Its health check begins, by podman 4: what the event says of the result is that of the check before. Newer ones
+    /// tell of its end.
+    Checked,
     /// It is no more.
     Removed,
-    /// A process that somebody executed in it has ended: not the container.
+    /// A process that somebody executed in it has ended, which may be its health check: not the container.
     ExecDied,
 }
 
@@ -53,10 +54,6 @@ pub(super) fn decode(line: &[u8]) -> serde_json::Result<Option<Event>> {
         actor: Actor,
         #[serde(default, rename = "timeNano")]
         time_nano: u64,
-        #[serde(default)]
-        health_status: Option<String>,
-        #[serde(default, rename = "HealthStatus")]
-        health: Option<String>,
     }
     #[derive(Default, Deserialize)]
     #[serde(default)]
@@ -79,10 +76,7 @@ pub(super) fn decode(line: &[u8]) -> serde_json::Result<Option<Event>> {
         "unpause" => Happened::Unpaused,
         "died" => Happened::Died { code: attribute("containerExitCode").and_then(|code| code.parse().ok()) },
         "rename" => Happened::Renamed(attribute("name").and_then(caps::name)),
-        "health_status" => {
-            let word = line.health.as_deref().or(line.health_status.as_deref()).or_else(|| attribute("health_status"));
-            Happened::Checked(word.and_then(answer::health))
-        }
+        "health_status" => Happened::Checked,
         "remove" => Happened::Removed,
         "exec_died" => Happened::ExecDied,
         _ => return Ok(None),
@@ -112,6 +106,7 @@ mod tests {
         assert_eq!(what("died", r#""containerExitCode":"137""#), Some(Happened::Died { code: Some(137) }));
         assert_eq!(what("died", ""), Some(Happened::Died { code: None }));
         assert_eq!(what("rename", r#""name":"new""#), Some(Happened::Renamed(Some("new".into()))));
+        assert_eq!(what("health_status", r#""health_status":"healthy""#), Some(Happened::Checked));
         assert_eq!(what("mount", ""), None);
     }
 

@@ -29,7 +29,8 @@ use crate::source::supervise::Line;
 use crate::time::BootTime;
 
 /// When a process is looked at again that has no conmon above it.
-const PAUSES: [Duration; 3] = [Duration::from_millis(50), Duration::from_millis(500), Duration::from_secs(3)];
+const PAUSES: [Duration; 4] =
+    [Duration::from_millis(50), Duration::from_millis(100), Duration::from_millis(400), Duration::from_secs(3)];
 /// Processes that are looked at in one go.
 const BATCH_LEN: usize = 256;
 /// Processes that wait for a look. More are dropped and counted; the next scan brings them again.

@@ -30,6 +30,8 @@ use crate::time::BootTime;
 /// A container that was made is about to be started, mostly. Podman holds its lock meanwhile, so that whoever asks waits
 /// for whatever the start waits for; only a container that nobody starts for so long is asked about.
 pub(super) const AFTER_CREATION: Duration = Duration::from_secs(2);
+/// Podman writes down what came of a health check after the check has ended.
+const AFTER_CHECK: Duration = Duration::from_millis(500);
 /// Containers that are remembered. More are left out: they are known to the kernel and by their bundle.
 const MAX_ENTRIES: usize = 100_000;
 
@@ -74,6 +76,8 @@ struct Entry {
     found: Option<Found>,
     served: Option<Served>,
     stated: Option<(Str, Statement)>,
+    /// Whether a health check may be under way.
+    is_checked: bool,
     /// The latest moment that was stated; what is stated last must never look older than what it replaces.
     at: BootTime,
 }
@@ -238,9 +242,12 @@ impl Ledger {
                 served.pid = None;
             }
             Happened::Renamed(new) => statement.name = new.or(statement.name.take()),
-            Happened::Checked(health) => {
-                statement.details.get_or_insert_with(Box::default).health = health;
+            // Its end is the end of something executed, if it takes any time at all.
+            Happened::Checked => {
+                entry.is_checked = true;
+                return (vec![], wish(AFTER_CHECK));
             }
+            Happened::ExecDied if std::mem::take(&mut entry.is_checked) => return (vec![], wish(AFTER_CHECK)),
             Happened::Removed | Happened::ExecDied => return (vec![], None),
         }
         // Of one that nobody heard of, an event alone tells too little.
