@@ -1,11 +1,13 @@
 //! Runtimes are found by looking, whoever was there first; and a socket's name gives nobody a say.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stderr, reason = "what was measured is told")]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::Result;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -15,6 +17,7 @@ use tracker_tests::containerd::{Containerd, IMAGE};
 use tracker_tests::daemon::Daemon;
 use tracker_tests::house::{House, PATIENT};
 use tracker_tests::runc::Kind as Oci;
+use tracker_tests::silent_fs::{self, SilentFs};
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
 
@@ -66,6 +69,79 @@ fn a_containerd_at_an_unusual_path_is_found_by_its_process_and_forgotten_when_it
     });
     containerd.restart()?;
     line(&daemon, "containerd", &containerd.socket(), "live");
+    Ok(())
+}
+
+#[test]
+fn a_daemon_that_was_forgotten_is_asked_as_soon_as_it_is_back() -> Result<()> {
+    require!(requirement::root(), requirement::program("containerd"), requirement::program("runc"));
+    let mut containerd = Containerd::start()?;
+    // Nobody looks again in this test, but for what happens.
+    let config = "[barrier]\nenabled = false\n[proc]\nusual-roots = false\n\
+                  [containerd]\nsockets = []\nsockets-if-present = []\n[find]\ninterval-ms = 3600000\nforget-ms = 1\n";
+    let daemon = Daemon::start(config)?;
+    let socket = containerd.socket();
+    line(&daemon, "containerd", &socket, "live");
+    containerd.kill();
+    fs::remove_file(&socket)?;
+    line(&daemon, "containerd", &socket, "waiting");
+    // What is no socket makes it look, and forget.
+    let wanted = socket.display().to_string();
+    eventually("its line has gone", || {
+        fs::write(&socket, "").and_then(|()| fs::remove_file(&socket)).unwrap();
+        let lines = daemon.sources("containerd").ok()?;
+        (!lines.iter().any(|line| line["what"] == *wanted)).then_some(())
+    });
+    containerd.restart()?;
+    let back = Instant::now();
+    line(&daemon, "containerd", &socket, "live");
+    eprintln!("asked {:?} after it is back", back.elapsed());
+    Ok(())
+}
+
+#[test]
+fn however_many_files_do_not_answer_looking_goes_on_when_they_do() -> Result<()> {
+    require!(requirement::root(), requirement::program("containerd"), requirement::program("runc"));
+    require!(silent_fs::requirement());
+    // The host as this tracker sees it and no other: of its usual paths, some lead to where nobody answers.
+    let root = tempfile::Builder::new().prefix("fnd-").tempdir()?;
+    fs::create_dir_all(root.path().join("run"))?;
+    symlink("/tmp", root.path().join("tmp"))?;
+    let daemon = tracker(&format!("host-root = {:?}\n", root.path()))?;
+    // Gone before the tracker is, which could not end while it waits for them.
+    let silent = ["podman", "crio", "k0s", "snap.docker"].map(|name| -> Result<SilentFs> {
+        let room = root.path().join(name);
+        fs::create_dir(&room)?;
+        let silent = SilentFs::mount(env!("CARGO_BIN_EXE_silent_fs"), &room)?;
+        symlink(silent.path(""), root.path().join("run").join(name))?;
+        Ok(silent)
+    });
+    let silent = silent.into_iter().collect::<Result<Vec<_>>>()?;
+    let told = eventually("it tells that nobody answers", || {
+        let mut lines = daemon.sources("containerd").ok()?.into_iter();
+        lines.find(|line| line["detail"].as_str().is_some_and(|detail| detail.contains("only the host's usual paths")))
+    });
+    for path in ["podman/podman.sock", "crio/crio.sock", "k0s/containerd.sock", "snap.docker/docker.sock"] {
+        assert!(told["detail"].as_str().unwrap().contains(path), "{told:#}");
+    }
+    assert_eq!(
+        (daemon.metric("tracker_find_looks_behind")?, daemon.metric("tracker_find_lost_looks_total")?),
+        (4.0, 4.0)
+    );
+    // Usual paths that do answer are used all the same, and no others.
+    let usual = root.path().join("run/docker.sock");
+    let _listener = UnixListener::bind(&usual)?;
+    let containerd = Containerd::start()?;
+    let unusual = containerd.socket().strip_prefix("/").map(|path| root.path().join(path))?;
+    line(&daemon, "docker", &usual, "waiting");
+    let is_unusual = |line: &Value| line["what"] == *unusual.display().to_string();
+    assert!(!daemon.sources("containerd")?.iter().any(is_unusual));
+
+    drop(silent);
+    line(&daemon, "containerd", &unusual, "live");
+    let lines = daemon.sources("containerd")?;
+    assert!(!lines.iter().any(|line| line["what"] == told["what"]), "all is well again: {lines:#?}");
+    assert_eq!(daemon.metric("tracker_find_looks_behind")?, 0.0);
     Ok(())
 }
 

@@ -183,7 +183,7 @@ fn unsafe_lives_in_named_files() {
         ("tracker/src/barrier/", "fanotify and another process's memory have no safe interface"),
         ("tracker/src/source/kernel", "records and maps shared with the kernel"),
         ("tracker/src/plane", "a mapping shared with other programs"),
-        ("tracker/src/server/owner.rs", "registering a pidfd with tokio"),
+        ("tracker/src/readable.rs", "registering a descriptor with tokio"),
         ("tracker/src/sys.rs", "calls into the kernel that no crate offers"),
         ("tracker/src/bin/tracker-demo-runtime/", "a clone into new namespaces"),
         ("tests/", "system calls that tests make in all the wrong ways"),

@@ -11,6 +11,7 @@ pub mod fact;
 pub mod filter;
 pub mod histogram;
 pub mod metrics;
+mod readable;
 pub mod route;
 pub mod selector;
 pub mod server;

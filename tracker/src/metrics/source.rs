@@ -176,6 +176,7 @@ fn docker(families: &mut Families, stats: &crate::source::docker::Stats) {
 fn finder(families: &mut Families, stats: &find::Stats) {
     families.counter("find_looks", "Looks for runtimes' sockets", read(&stats.looks));
     families.counter("find_lost_looks", "Looks that stayed behind at a file that does not answer", read(&stats.lost));
+    families.gauge("find_looks_behind", "Looks that have not come back yet", read(&stats.lost_now) as f64);
     families.gauge("find_last_seconds", "How long the last look took", read(&stats.last_micros) as f64 / 1e6);
     families.gauge("find_used", "Sockets that are used because they were found", read(&stats.used) as f64);
     families.gauge("find_refused", "Sockets that were found and are refused", read(&stats.refused) as f64);

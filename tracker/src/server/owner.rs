@@ -3,9 +3,9 @@
 use std::io;
 use std::os::fd::OwnedFd;
 
-use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::readable::readable;
 use crate::sys::pidfd_open;
 
 /// A process that lived when it was opened, and is not mistaken for a later one with its pid.
@@ -15,10 +15,7 @@ pub(super) struct Owner(AsyncFd<OwnedFd>);
 impl Owner {
     /// The process `pid` of this pid namespace. To be called inside a tokio runtime with io.
     pub(super) fn open(pid: u32) -> io::Result<Self> {
-        let pidfd = pidfd_open(pid)?;
-        // SAFETY: an `OwnedFd` is open and stays the same descriptor until it is dropped, and nobody else has this one.
-        let watched = unsafe { AsyncFd::register_with_interest(pidfd, Interest::READABLE) };
-        Ok(Self(watched?))
+        readable(pidfd_open(pid)?).map(Self)
     }
 
     /// Returns when it has ended.

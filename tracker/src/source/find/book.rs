@@ -5,7 +5,7 @@
 //!     └─────▶ refused ─ not sighted any more ─▶ gone
 //! ```
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -19,6 +19,8 @@ use crate::source::peer::FileId;
 /// those that count in the configuration.
 const MAX_USED: usize = 64;
 const MAX_OF_USER: usize = 2;
+/// Sockets that have gone and may come back; further ones displace the oldest.
+const MAX_FORMER: usize = 64;
 /// Refusals that are told.
 const MAX_REFUSED: usize = 32;
 /// Bytes of a path that a socket's address has room for.
@@ -36,6 +38,8 @@ pub(super) struct Book {
     refused: HashMap<Place, Refused>,
     /// Went at the last look.
     gone: Vec<Place>,
+    /// Where the host's were that have gone.
+    former: VecDeque<PathBuf>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +61,8 @@ pub(super) type Verdict = Result<Domain, String>;
 
 impl Book {
     pub(super) fn new(forget_after: Duration) -> Self {
-        Self { forget_after, used: HashMap::new(), refused: HashMap::new(), gone: Vec::new() }
+        let (used, refused, gone, former) = Default::default();
+        Self { forget_after, used, refused, gone, former }
     }
 
     /// Takes in one look: what was sighted, each with its verdict, and the files of the configured sockets, which are used
@@ -92,12 +97,20 @@ impl Book {
                 }
             }
         }
-        let gone: Vec<Place> = self
-            .used
-            .extract_if(|_, used| now.duration_since(used.seen_at) > self.forget_after)
-            .map(|(place, _)| place)
-            .collect();
-        std::mem::replace(&mut self.gone, gone)
+        let is_over = |used: &Used| now.duration_since(used.seen_at) > self.forget_after;
+        let gone: Vec<(Place, Used)> = self.used.extract_if(|_, used| is_over(used)).collect();
+        let of_host = gone.iter().filter(|(_, used)| used.domain == Domain::Host);
+        let of_host: Vec<PathBuf> = of_host.map(|((_, path), _)| path.clone()).collect();
+        self.former.retain(|path| !of_host.contains(path));
+        self.former.extend(of_host);
+        self.former.drain(..self.former.len().saturating_sub(MAX_FORMER));
+        std::mem::replace(&mut self.gone, gone.into_iter().map(|(place, _)| place).collect())
+    }
+
+    /// Where the host's sockets are and were.
+    pub(super) fn hosts_places(&self) -> Vec<PathBuf> {
+        let used = self.used.iter().filter(|(_, used)| used.domain == Domain::Host);
+        used.map(|((_, path), _)| path).chain(&self.former).cloned().collect()
     }
 
     fn room_for(&self, place: &Place, domain: Domain) -> Result<Domain, String> {
@@ -230,6 +243,20 @@ mod tests {
         assert_eq!(used(&book), []);
         assert_eq!(book.look(late, &nothing, []), [(Api::Docker, PathBuf::from("/run/docker.sock"))]);
         assert!(book.look(late, &nothing, []).is_empty());
+        assert_eq!(book.hosts_places(), [PathBuf::from("/run/docker.sock")], "where it was is remembered");
+    }
+
+    #[test]
+    fn the_latest_that_have_gone_are_remembered_and_no_users() {
+        let (mut book, nothing) = (book(), HashSet::new());
+        for n in 0..10 * MAX_FORMER as u64 {
+            let now = Instant::now() + Duration::from_secs(100 * n);
+            let uid = u32::from(n % 2 == 0);
+            book.look(now, &nothing, [judged(sighting(&format!("/{n}/docker.sock"), uid, n))]);
+        }
+        let (places, last) = (book.hosts_places(), 10 * MAX_FORMER - 3);
+        assert_eq!(places.len(), MAX_FORMER + 1, "and one that is used");
+        assert!(places.contains(&PathBuf::from(format!("/{last}/docker.sock"))));
     }
 
     #[test]

@@ -9,8 +9,8 @@
 //! Names only say where to look. A look is cheap when nothing changed: descriptors are read of processes with a runtime's
 //! name alone, and only when somebody began to listen since; names of processes likewise, or when they are new.
 //!
-//! A path may lead to a file system that does not answer. [`Attention`] says at which one a look is, so that the next one
-//! can do without.
+//! A path may lead to a file system that does not answer. [`Attention`] says at which one a look is, and since when, so
+//! that the next one can do without.
 
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
@@ -19,7 +19,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use super::doorbell::Doorbell;
 use super::{Api, Origin, known, listening};
 use crate::container::Namespaces;
 use crate::source::peer::FileId;
@@ -67,17 +69,32 @@ pub(super) struct Apart {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Attention(
     // Protects one path; held for moments.
-    Arc<Mutex<Option<PathBuf>>>,
+    Arc<Mutex<Option<(PathBuf, Instant)>>>,
 );
 
 impl Attention {
-    pub(super) fn path(&self) -> Option<PathBuf> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The path at which a look has been for as long as this.
+    pub(super) fn stays_at(&self, for_long: Duration) -> Option<PathBuf> {
+        let at = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        at.as_ref().filter(|(_, since)| since.elapsed() >= for_long).map(|(path, _)| path.clone())
     }
 
-    fn on(&self, path: Option<&Path>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = path.map(Path::to_owned);
+    /// Looks at a path.
+    fn at<T>(&self, path: &Path, look: impl FnOnce(&Path) -> T) -> T {
+        let set = |at| *self.0.lock().unwrap_or_else(PoisonError::into_inner) = at;
+        set(Some((path.to_owned(), Instant::now())));
+        let seen = look(path);
+        set(None);
+        seen
     }
+}
+
+/// What a look looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    Everything,
+    /// The host's usual paths, which are root's: there are others at which nobody answers.
+    UsualPaths,
 }
 
 /// What looks, and remembers what it need not look at again.
@@ -86,9 +103,11 @@ pub(super) struct Eyes {
     /// Where the host's root directory is.
     root: PathBuf,
     wanted: Vec<Api>,
-    /// Paths that are not looked at: one that did not answer.
+    scope: Scope,
+    /// Paths that are not looked at: they did not answer.
     avoided: HashSet<PathBuf>,
     attention: Attention,
+    doorbell: Option<Doorbell>,
     processes: HashMap<u32, Seen>,
     /// Inodes of the host's listening sockets.
     listening: HashSet<u64>,
@@ -111,15 +130,27 @@ struct Found {
 }
 
 impl Eyes {
-    pub(super) fn new(root: &Path, wanted: &[Api], avoided: HashSet<PathBuf>, attention: Attention) -> Self {
+    pub(super) fn new(root: &Path, wanted: &[Api]) -> Self {
         Self {
             root: root.to_owned(),
             wanted: wanted.to_vec(),
-            avoided,
-            attention,
+            scope: Scope::Everything,
+            avoided: HashSet::new(),
+            attention: Attention::default(),
+            doorbell: None,
             processes: HashMap::new(),
             listening: HashSet::new(),
         }
+    }
+
+    /// The same, which look at less.
+    pub(super) fn careful(self, scope: Scope, avoided: HashSet<PathBuf>) -> Self {
+        Self { scope, avoided, ..self }
+    }
+
+    /// The same, which have the doorbell ring for what is not there yet.
+    pub(super) fn with_doorbell(self, doorbell: Option<Doorbell>) -> Self {
+        Self { doorbell, ..self }
     }
 
     /// Tells where a look is.
@@ -127,8 +158,29 @@ impl Eyes {
         self.attention.clone()
     }
 
-    /// Looks once. What is more trustworthy comes first.
-    pub(super) fn look(&mut self) -> Vec<Sighting> {
+    /// Looks once. What is more trustworthy comes first. At `known` there was something before.
+    pub(super) fn look(&mut self, known: &[PathBuf]) -> Vec<Sighting> {
+        let usual = match self.scope {
+            Scope::Everything => self.attention.at(&self.root, known::paths_below),
+            Scope::UsualPaths => known::hosts_paths_below(&self.root),
+        };
+        // Before anything is looked at: what appears from now on is either seen or rings.
+        if let Some(doorbell) = &self.doorbell {
+            let usual = usual.iter().filter(|(_, api)| self.wanted.contains(api)).map(|(path, _)| path);
+            let known = known.iter().filter(|_| self.scope == Scope::Everything);
+            let all = usual.chain(known).filter(|path| !self.avoided.contains(*path));
+            all.for_each(|path| self.attention.at(path, |path| doorbell.watch(path)));
+        }
+        let mut sightings = Vec::new();
+        if self.scope == Scope::Everything {
+            sightings = self.look_at_listeners();
+        }
+        let usual = usual.into_iter().filter_map(|(path, api)| self.sight(api, path, Origin::UsualPath, true, None));
+        usual.chain(sightings).collect()
+    }
+
+    /// Who listens, by process and by name.
+    fn look_at_listeners(&mut self) -> Vec<Sighting> {
         let host = host_namespaces().unwrap_or_default();
         let sockets = listening_sockets(1);
         let now: HashSet<u64> = sockets.iter().map(|(inode, _)| *inode).collect();
@@ -137,9 +189,6 @@ impl Eyes {
         self.look_at_processes(host, &sockets, anew);
 
         let mut sightings = Vec::new();
-        for (path, api) in known::paths_below(&self.root) {
-            sightings.extend(self.sight(api, path, Origin::UsualPath, true, None));
-        }
         for (pid, seen) in &self.processes {
             for found in &seen.sockets {
                 let Some(api) = seen.api else { continue };
@@ -166,9 +215,7 @@ impl Eyes {
         if !self.wanted.contains(&api) || self.avoided.contains(&path) {
             return None;
         }
-        self.attention.on(Some(&path));
-        let metadata = fs::metadata(&path);
-        self.attention.on(None);
+        let metadata = self.attention.at(&path, |path| fs::metadata(path));
         let metadata = metadata.ok().filter(|metadata| metadata.file_type().is_socket())?;
         let file = SocketFile { id: (metadata.dev(), metadata.ino()), uid: metadata.uid() };
         Some(Sighting { api, path, origin, has_telling_name, file, apart })

@@ -46,6 +46,12 @@ pub(super) fn paths_below(root: &Path) -> Vec<(PathBuf, Api)> {
     all
 }
 
+/// Those among them that are not users'.
+pub(super) fn hosts_paths_below(root: &Path) -> Vec<(PathBuf, Api)> {
+    let hosts = PATHS.iter().filter(|(path, _)| !path.contains('*'));
+    hosts.map(|(path, api)| (below(root, Path::new(path)), *api)).collect()
+}
+
 /// An absolute path as it is below `root`.
 pub(super) fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
@@ -87,6 +93,9 @@ mod tests {
         assert!(has("run/docker.sock", Api::Docker) && has("run/k3s/containerd/containerd.sock", Api::Containerd));
         assert!(has("run/user/1000/docker.sock", Api::Docker) && has("run/user/1000/podman/podman.sock", Api::Podman));
         assert!(!all.iter().any(|(path, _)| path.display().to_string().contains('*')));
+        let hosts = hosts_paths_below(root.path());
+        assert!(hosts.contains(&(root.path().join("run/docker.sock"), Api::Docker)));
+        assert!(!hosts.iter().any(|(path, _)| path.starts_with(root.path().join("run/user"))));
     }
 
     #[test]

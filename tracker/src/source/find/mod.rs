@@ -2,20 +2,22 @@
 //! listen on them, and tells each runtime's source which there are.
 //!
 //! Owns what is found and what is refused, and says so on the health board. Promises that a runtime which starts after the
-//! tracker is used within [`Config::interval_ms`], sooner on a hint; that what is configured is used whatever is found; that
-//! a file system which does not answer costs it a thread and no more. Leaves to others: connecting, and checking there who
+//! tracker is used within [`Config::interval_ms`], sooner on a hint, and at once where root's was before or usually is; that
+//! what is configured is used whatever is found; that a file system which does not answer costs it a thread and no more. Leaves to others: connecting, and checking there who
 //! it is that answers ([`peer`](super::peer)); a name alone gives nobody a say.
 //!
 //! | file | what it is |
 //! |---|---|
 //! | `eyes` | one look at the host |
 //! | `listening` | a line of the kernel's list of sockets; pure |
+//! | `doorbell` | rings when something appears where a runtime may listen |
 //! | `known` | usual paths and names |
 //! | `book` | what is used and what is refused; pure |
 //! | `ask` | which API a socket speaks, where its name does not tell |
 
 mod ask;
 mod book;
+mod doorbell;
 mod eyes;
 mod known;
 mod listening;
@@ -32,13 +34,14 @@ use futures_util::future::join_all;
 use serde::Deserialize;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use ask::{Answer, ask};
 use book::{Book, Place, Verdict, judge, shown};
-use eyes::{Attention, Eyes, Sighting};
+use doorbell::Doorbell;
+use eyes::{Eyes, Scope, Sighting};
 
 use crate::container::{Domain, TaskId};
 use crate::fact::Source;
@@ -79,8 +82,10 @@ impl Config {
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a look may take before it is left behind.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Looks that may be left behind; then nothing is looked for any more.
-const MAX_LOST: usize = 4;
+/// Looks that may be left behind before only the host's usual paths are looked at, which nobody but root can put a file
+/// system in the way of; and before none is, until one of them comes back.
+const MANY_LOST: usize = 4;
+const MAX_LOST: usize = 8;
 /// Sockets that are asked in one look which API they speak.
 const MAX_ASKED: usize = 16;
 
@@ -89,6 +94,9 @@ const MAX_FINDINGS: usize = 32;
 
 /// What a kind's line on the health board is called as long as none of it is found.
 const SEARCH: &str = "search";
+
+/// And that about files at which looks stay behind.
+const LOST: &str = "search of silent files";
 
 /// What is spoken on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -162,6 +170,8 @@ pub struct Stats {
     pub last_micros: AtomicU64,
     /// Looks that stayed behind at a file that does not answer.
     pub lost: AtomicU64,
+    /// Those that have not come back yet.
+    pub lost_now: AtomicU64,
     /// Sockets that are used because they were found.
     pub used: AtomicU64,
     /// Sockets that were found and are refused.
@@ -208,7 +218,7 @@ pub(crate) fn look_once(config: &Config) -> Vec<Finding> {
         false => Err("its listener lives in a mount namespace of its own: see `find.nested`".to_owned()),
     };
     let mut files = HashSet::new();
-    let sightings = Eyes::new(&config.host_root, &Api::ALL, HashSet::new(), Attention::default()).look().into_iter();
+    let sightings = Eyes::new(&config.host_root, &Api::ALL).look(&[]).into_iter();
     let sightings = sightings.filter(|sighting| sighting.has_telling_name && files.insert(sighting.file.id));
     let findings = sightings.map(|sighting| Finding {
         api: sighting.api,
@@ -231,6 +241,8 @@ pub struct Finder {
     asked: HashMap<(Api, PathBuf, FileId), bool>,
     /// Looks that have not come back, and where they are.
     lost: Vec<(PathBuf, JoinHandle<Look>)>,
+    /// Rings for what appears; absent where the host has none to spare.
+    doorbell: Option<Doorbell>,
 }
 
 struct Kind {
@@ -264,7 +276,8 @@ impl Finder {
             cri: kind(Api::Cri),
         };
         let book = Book::new(Duration::from_millis(config.forget_ms));
-        (Self { config, kinds, health, stats, whose, book, asked: HashMap::new(), lost: Vec::new() }, sockets)
+        let (asked, lost, doorbell) = Default::default();
+        (Self { config, kinds, health, stats, whose, book, asked, lost, doorbell }, sockets)
     }
 
     /// Looks every now and then, and soon after a hint, until `cancel`. Hints that come while it looks are one.
@@ -273,57 +286,117 @@ impl Finder {
         if !self.config.enabled || wanted.is_empty() {
             return;
         }
-        let work = async {
-            let mut eyes = self.eyes(&wanted);
-            let mut pause = LEAST_PAUSE;
-            loop {
-                let (looked, found) = match self.look(eyes).await {
-                    Some((looked, sightings)) => (looked, self.take_in(sightings).await),
-                    None if self.lost.len() < MAX_LOST => (self.eyes(&wanted), false),
-                    None => return,
-                };
-                eyes = looked;
-                let interval = self.config.interval();
-                tokio::time::sleep(pause.min(interval)).await;
-                let hinted = timeout(interval.saturating_sub(pause), hints.notified()).await.is_ok();
-                pause = if hinted && !found { (pause * 2).min(interval) } else { LEAST_PAUSE };
-            }
-        };
         tokio::select! {
             () = cancel.cancelled() => {}
-            () = work => cancel.cancelled().await,
+            () = self.look_for_ever(&wanted, &hints) => {}
+        }
+    }
+
+    async fn look_for_ever(&mut self, wanted: &[Api], hints: &Notify) {
+        self.doorbell =
+            Doorbell::new().inspect_err(|error| warn!(%error, "what appears is found by looking only")).ok();
+        let ear = self.doorbell.as_ref().and_then(|doorbell| doorbell.ear().ok());
+        let ring = || async {
+            match &ear {
+                Some(ear) => ear.rings().await,
+                None => std::future::pending().await,
+            }
+        };
+        let interval = self.config.interval();
+        let least = LEAST_PAUSE.min(interval);
+        // How long no hint counts, and whether a ring brought the look.
+        let (mut pause, mut is_rung) = (least, false);
+        let mut eyes = None;
+        loop {
+            let (looked, found) = self.look_once(wanted, eyes.take()).await;
+            eyes = looked;
+            sleep(least).await;
+            // Who makes a socket listens on it a moment later.
+            if std::mem::take(&mut is_rung) && !found {
+                continue;
+            }
+            let hint = async {
+                sleep(pause.saturating_sub(least)).await;
+                hints.notified().await;
+            };
+            pause = tokio::select! {
+                () = sleep(interval.saturating_sub(least)) => least,
+                () = ring() => {
+                    is_rung = true;
+                    pause
+                }
+                () = hint => if found { least } else { (pause * 2).min(interval) },
+            };
+        }
+    }
+
+    /// Looks with these eyes, or with new ones, and takes in what they saw. Returns them, unless they are lost, and whether
+    /// anything is used that was not.
+    async fn look_once(&mut self, wanted: &[Api], eyes: Option<Eyes>) -> (Option<Eyes>, bool) {
+        let lost = self.lost.len();
+        self.lost.retain(|(_, look)| !look.is_finished());
+        let is_same = lost == self.lost.len();
+        if !is_same {
+            self.report_lost(wanted);
+        }
+        if self.lost.len() >= MAX_LOST {
+            return (None, false);
+        }
+        let eyes = eyes.filter(|_| is_same).unwrap_or_else(|| self.eyes(wanted));
+        match self.look(eyes).await {
+            Some((eyes, sightings)) => (Some(eyes), self.take_in(sightings).await),
+            None => {
+                self.report_lost(wanted);
+                (None, false)
+            }
         }
     }
 
     fn eyes(&self, wanted: &[Api]) -> Eyes {
+        let scope = if self.lost.len() < MANY_LOST { Scope::Everything } else { Scope::UsualPaths };
         let avoided = self.lost.iter().map(|(path, _)| path.clone()).collect();
-        Eyes::new(&self.config.host_root, wanted, avoided, Attention::default())
+        Eyes::new(&self.config.host_root, wanted).careful(scope, avoided).with_doorbell(self.doorbell.clone())
     }
 
     /// One look, in a thread that is left behind when a file does not answer.
     async fn look(&mut self, mut eyes: Eyes) -> Option<Look> {
-        self.lost.retain(|(_, look)| !look.is_finished());
-        let (began, attention) = (Instant::now(), eyes.attention());
+        let (began, attention, known) = (Instant::now(), eyes.attention(), self.book.hosts_places());
         let mut look = tokio::task::spawn_blocking(move || {
-            let sightings = eyes.look();
+            let sightings = eyes.look(&known);
             (eyes, sightings)
         });
-        let looked = timeout(PATIENCE, &mut look).await;
+        let looked = loop {
+            if let Ok(looked) = timeout(PATIENCE, &mut look).await {
+                break Some(looked.expect("a look does not panic"));
+            }
+            // As long as it gets from one file to the next it is only slow.
+            if let Some(path) = attention.stays_at(PATIENCE) {
+                self.stats.lost.fetch_add(1, Relaxed);
+                warn!(path = shown(&path), "a file does not answer; it is not looked at until it does");
+                self.lost.push((path, look));
+                break None;
+            }
+        };
         self.stats.looks.fetch_add(1, Relaxed);
         self.stats.last_micros.store(u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX), Relaxed);
-        match looked {
-            Ok(looked) => Some(looked.expect("a look does not panic")),
-            Err(_) => match attention.path() {
-                Some(path) => {
-                    self.stats.lost.fetch_add(1, Relaxed);
-                    warn!(path = shown(&path), "a file does not answer; it is not looked at any more");
-                    self.lost.push((path, look));
-                    None
-                }
-                // It is only slow.
-                None => Some(look.await.expect("a look does not panic")),
-            },
-        }
+        looked
+    }
+
+    /// Says at which files looks stay behind, and what is not looked at because of them.
+    fn report_lost(&self, wanted: &[Api]) {
+        self.stats.lost_now.store(self.lost.len() as u64, Relaxed);
+        let less = match self.lost.len() {
+            0 => {
+                wanted.iter().for_each(|api| self.health.forget(api.source(), LOST));
+                return;
+            }
+            MAX_LOST.. => "nothing is looked for until one does",
+            MANY_LOST.. => "only the host's usual paths are looked at until one does",
+            _ => "all others are looked at",
+        };
+        let paths: Vec<String> = self.lost.iter().map(|(path, _)| shown(path)).collect();
+        let detail = format!("these files do not answer: {}; {less}", paths.join(", "));
+        wanted.iter().for_each(|api| _ = self.health.report(api.source(), LOST, Condition::Waiting, &detail));
     }
 
     /// Takes in what a look brought. Returns whether anything is used that was not.
