@@ -427,6 +427,25 @@ fn labels_without_measure_are_left_out_and_counted() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn a_new_name_shows_soon_without_a_service() -> Result<()> {
+    require!(Podman::requirement());
+    let podman = Podman::start()?;
+    let (renamed, stays) = (podman.run(&name("old"), &[], &SLEEP)?, podman.run(&name("stays"), &[], &SLEEP)?);
+    let mut source = Source::start(&[])?;
+    let is = |called: String| move |it: &Container| is_by_podman(it) && it.name.as_deref() == Some(&*called);
+    for (id, called) in [(&renamed, name("old")), (&stays, name("stays"))] {
+        source.until(id, "its name", is(called));
+    }
+    // Well before everything is looked at again, which is after a minute.
+    for new in [name("new"), name("newer")] {
+        podman.podman(&["rename", &renamed, &new])?;
+        source.until(&renamed, "its new name", is(new));
+    }
+    source.until(&stays, "the other's name", is(name("stays")));
+    Ok(())
+}
+
 /// What podman itself says of a container, by a template of its own.
 fn says(podman: &Podman, id: &str, template: &str) -> Result<String> {
     Ok(podman.podman(&["inspect", "--format", template, id])?.trim_end().to_owned())

@@ -2,7 +2,8 @@
 //!
 //! The collection wishes for a closer look at each container that podman may know something about. Looks are taken aside,
 //! root's and users' in lanes of their own, and one user at a time: a user whose files do not answer delays nobody
-//! else's for longer than one look. What was found is looked at again now and then, for names and images change.
+//! else's for longer than one look. What was found is looked at again now and then, for names and images change; root's
+//! soon after its store has.
 //!
 //! ```text
 //! wishes ─▶ wanted ─▶ a look, aside ─▶ ledger ─▶ facts
@@ -20,8 +21,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::Shared;
-use super::ledger::Found;
+use super::ledger::{Found, Named};
 use super::look::{Looked, Looker};
+use super::watch::{Changes, Watcher, watch};
 use crate::container::{Domain, TaskId};
 use crate::fact::{Birth, Fact};
 use crate::source::aside::{Aside, NoResult};
@@ -53,6 +55,9 @@ struct Wanted {
     looks: usize,
 }
 
+/// After a change of a store it is given this time to change further: one look for all that one command writes.
+const SETTLE: Duration = Duration::from_millis(500);
+
 /// Root's lane, or that of all users.
 struct Lane<'a> {
     shared: &'a Shared,
@@ -61,6 +66,8 @@ struct Lane<'a> {
     aside: Aside,
     /// Absent after a look that stayed behind with it.
     looker: Option<Looker>,
+    /// Root's stores, as far as they can be watched.
+    watch: Option<(Watcher, Changes)>,
     wanted: HashMap<TaskId, Wanted>,
     left_alone: HashMap<u32, Instant>,
 }
@@ -94,6 +101,7 @@ impl<'a> Lane<'a> {
             line: shared.line(what),
             aside: Aside::new("tracker-podman", PATIENCE, MAX_LOST),
             looker: None,
+            watch: if is_users { None } else { watch().ok() },
             wanted: HashMap::new(),
             left_alone: HashMap::new(),
         }
@@ -107,11 +115,13 @@ impl<'a> Lane<'a> {
         let interval = self.shared.config.audit_interval();
         let mut audit_at = Instant::now() + interval;
         let mut incoming = vec![];
+        let mut changed_at: Option<Instant> = None;
         loop {
             let due = self.wanted.values().map(|wanted| wanted.due).min();
             // Where nothing was found, nothing changes: no timer.
             let audited = self.shared.ledger().has_found(self.is_users).then_some(audit_at);
-            let wake = due.into_iter().chain(audited).min();
+            let settled = changed_at.map(|at| at + SETTLE);
+            let wake = due.into_iter().chain(audited).chain(settled).min();
             tokio::select! {
                 count = wishes.recv_many(&mut incoming, BATCH_LEN) => {
                     if count == 0 {
@@ -121,11 +131,18 @@ impl<'a> Lane<'a> {
                         self.want(Wanted { task: birth.task, uid: birth.uid, due: Instant::now(), looks: 0 });
                     }
                 }
+                () = next_change(&mut self.watch) => {
+                    changed_at.get_or_insert_with(Instant::now);
+                }
                 () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
             }
             if Instant::now() >= audit_at {
                 audit_at = Instant::now() + interval;
                 self.audit();
+            }
+            if changed_at.is_some_and(|at| at + SETTLE <= Instant::now()) {
+                changed_at = None;
+                self.renamed().await;
             }
             let batch = self.take_due();
             if batch.is_empty() {
@@ -161,6 +178,27 @@ impl<'a> Lane<'a> {
         }
     }
 
+    /// Wants those again that podman calls otherwise by now.
+    async fn renamed(&mut self) {
+        let found = self.shared.ledger().all_named();
+        let mut looker = self.take_looker();
+        let look = move || {
+            let renamed = looker.renamed(found);
+            (looker, renamed)
+        };
+        // A store that does not answer is told of by whoever looks at a container of it.
+        let Ok((looker, renamed)) = self.aside.run(look).await else { return };
+        self.looker = Some(looker);
+        for Named { task, .. } in renamed {
+            self.want(Wanted { task, uid: 0, due: Instant::now(), looks: PAUSES.len() });
+        }
+    }
+
+    fn take_looker(&mut self) -> Looker {
+        let watcher = self.watch.as_ref().map(|(watcher, _)| watcher.clone());
+        self.looker.take().unwrap_or_else(|| Looker::new(self.shared.env_allow.clone(), watcher))
+    }
+
     /// Those whose time has come, all of one user.
     fn take_due(&mut self) -> Vec<Wanted> {
         let now = Instant::now();
@@ -187,7 +225,7 @@ impl<'a> Lane<'a> {
     async fn look(&mut self, batch: Vec<Wanted>) -> Vec<Fact> {
         let stats = &self.shared.stats;
         let at = BootTime::now();
-        let mut looker = self.looker.take().unwrap_or_else(|| Looker::new(self.shared.env_allow.clone()));
+        let mut looker = self.take_looker();
         let tasks: Vec<TaskId> = batch.iter().map(|wanted| wanted.task).collect();
         let look = move || {
             let looked: Vec<Looked> = tasks.into_iter().map(|task| looker.look(task)).collect();
@@ -234,5 +272,13 @@ impl<'a> Lane<'a> {
             }
         }
         facts
+    }
+}
+
+/// Waits for a change of a store; for ever where none is watched.
+async fn next_change(watch: &mut Option<(Watcher, Changes)>) {
+    match watch {
+        Some((_, changes)) => changes.next().await,
+        None => std::future::pending().await,
     }
 }

@@ -56,6 +56,16 @@ pub(super) struct Found {
     pub(super) statement: Statement,
 }
 
+/// A running container of which podman's files told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) name: Name,
+    pub(super) task: TaskId,
+    pub(super) bundle: Str,
+    /// Its human name.
+    pub(super) called: Option<Str>,
+}
+
 /// Ask the service about a container, after a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Inspect {
@@ -109,6 +119,15 @@ impl Ledger {
             Some((name.clone(), task))
         });
         found.collect()
+    }
+
+    /// Root's containers whose files were read, with what they are called.
+    pub(super) fn all_named(&self) -> Vec<Named> {
+        let named = self.entries.iter().filter(|(name, _)| name.domain == Domain::Host).filter_map(|(name, entry)| {
+            let Statement { task, bundle, name: called, .. } = &entry.found.as_ref()?.statement;
+            Some(Named { name: name.clone(), task: (*task)?, bundle: bundle.clone()?, called: called.clone() })
+        });
+        named.collect()
     }
 
     /// Whether there is any container of which files told: root's, or users'.

@@ -8,8 +8,9 @@ use std::path::Path;
 
 use super::answer::default_root;
 use super::conmon::{self, Conmon};
-use super::ledger::{Found, Name};
+use super::ledger::{Found, Name, Named};
 use super::store::{Stored, Stores, may_speak_for};
+use super::watch::Watcher;
 use crate::container::{Details, Domain, Kind, Labels, Mount, Namespaces, Runtime, Str, TaskId};
 use crate::enrich::env::EnvAllow;
 use crate::enrich::oci::{self, OciFacts};
@@ -36,12 +37,14 @@ pub(super) enum Looked {
 pub(super) struct Looker {
     stores: Stores,
     env_allow: EnvAllow,
+    /// Root's stores are watched from before they are read.
+    watcher: Option<Watcher>,
     own: Option<Namespaces>,
 }
 
 impl Looker {
-    pub(super) fn new(env_allow: EnvAllow) -> Self {
-        Self { stores: Stores::default(), env_allow, own: own_namespaces().ok() }
+    pub(super) fn new(env_allow: EnvAllow, watcher: Option<Watcher>) -> Self {
+        Self { stores: Stores::default(), env_allow, watcher, own: own_namespaces().ok() }
     }
 
     /// Looks at an init process.
@@ -62,6 +65,17 @@ impl Looker {
             true => Looked::Found(Name { domain, id: conmon.id }, Box::new(found)),
             false => Looked::Gone,
         }
+    }
+
+    /// Those whose names in their stores are no longer those that were found.
+    pub(super) fn renamed(&mut self, found: Vec<Named>) -> Vec<Named> {
+        let mut renamed = found;
+        renamed.retain(|Named { name, bundle, called, .. }| {
+            let containers = Path::new(&**bundle).ancestors().nth(2);
+            let stored = containers.and_then(|containers| self.stores.find(name.domain, containers, &name.id).ok()?);
+            stored.is_some_and(|stored| stored.name.is_some() && stored.name != *called)
+        });
+        renamed
     }
 
     /// Whose word a process's is: root's on the host, or a user's who shares the host's pids. One inside a container
@@ -93,6 +107,10 @@ impl Looker {
             bundle: Some(conmon.bundle.to_string_lossy().into()),
             ..Statement::default()
         };
+        if let Some(watcher) = self.watcher.as_mut().filter(|_| domain == Domain::Host) {
+            // Where that cannot be, the next look brings what has changed.
+            let _ = watcher.add(containers);
+        }
         match self.stores.find(domain, containers, &conmon.id) {
             Ok(Some(Stored { name, image, created_at })) => {
                 statement.name = name;
@@ -174,7 +192,7 @@ mod tests {
     #[test]
     fn a_process_without_a_conmon_is_not_podmans() {
         let own = Task::open(std::process::id()).unwrap().id().unwrap();
-        let mut looker = Looker::new(EnvAllow::default());
+        let mut looker = Looker::new(EnvAllow::default(), None);
         assert!(matches!(looker.look(own), Looked::NoConmon));
         assert!(matches!(looker.look(TaskId { start_ticks: own.start_ticks + 1, ..own }), Looked::Gone));
     }

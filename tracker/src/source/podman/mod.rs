@@ -12,6 +12,7 @@
 //! | `files` | wishes for a closer look, and when they are granted |
 //! | `look` | one look: init, conmon, store, bundle |
 //! | `conmon`, `store` | a command line, and podman's files; what is in them |
+//! | `watch` | which of root's stores change |
 //! | `session` | one service's life: subscribe, list, reconcile, follow |
 //! | `client` | its socket and the calls |
 //! | `answer`, `event` | what it answers, made into statements; pure |
@@ -25,6 +26,7 @@ mod ledger;
 mod look;
 mod session;
 mod store;
+mod watch;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;

@@ -21,6 +21,8 @@ use crate::enrich::caps;
 use crate::source::file::{self, Walk};
 use crate::time::BootTime;
 
+/// The list of containers, in the directory of containers.
+pub(super) const CONTAINERS: &str = "containers.json";
 /// A larger file is not read: some ten thousand containers.
 const MAX_LEN: u64 = 16 << 20;
 /// Stores that are remembered; when there are more, all are read anew.
@@ -65,7 +67,7 @@ impl Stores {
         if self.containers.len().max(self.images.len()) >= MAX_STORES {
             *self = Self::default();
         }
-        let containers = read(&mut self.containers, &dir.join("containers.json"), domain, containers)?;
+        let containers = read(&mut self.containers, &dir.join(CONTAINERS), domain, containers)?;
         let Some(row) = containers.get(id.as_str()) else { return Ok(None) };
         let mut stored = row.stored();
         if let Some(image) = &mut stored.image
