@@ -257,6 +257,9 @@ pub(crate) fn derive(
         _ => {}
     }
 
+    // Who speaks for a user or a container may name a process that is somebody else's. Its numbers are not looked up under
+    // that name before the kernel has shown whose it is.
+    let is_proven = birth.is_some() || run.keys.iter().all(|key| key.domain == Domain::Host);
     // Before the entrypoint runs, a runtime may still move the task to other namespaces and to its final cgroup, and
     // only a witness that looked while it stood still may say which; its mount ns and pid ns are fixed at birth.
     let namespaces = match settled {
@@ -264,6 +267,7 @@ pub(crate) fn derive(
             said.note("namespaces", Kernel);
             birth.namespaces
         }
+        None if !is_proven => Namespaces::default(),
         None => said.pick(Field::namespaces, |said| said.namespaces).unwrap_or_else(|| {
             birth.map_or(Namespaces::default(), |birth| Namespaces {
                 mnt: birth.namespaces.mnt,
@@ -273,6 +277,7 @@ pub(crate) fn derive(
         }),
     };
     let mut cgroup = merged_cgroup(&mut said, settled.and_then(|birth| birth.cgroup_id), context.cgroup);
+    cgroup.id = cgroup.id.filter(|_| is_proven);
     if let Some(look) = look {
         cgroup.path = cgroup.path.or_else(|| said.seen("cgroup.path", look.cgroup.path.clone()));
         cgroup.v1_path = cgroup.v1_path.or_else(|| said.seen("cgroup.v1_path", look.cgroup.v1_path.clone()));

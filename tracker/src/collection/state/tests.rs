@@ -426,6 +426,32 @@ fn a_user_speaks_for_what_the_kernel_shows_to_be_that_users() {
     }
 }
 
+#[test]
+fn whoever_names_another_s_process_is_not_found_by_its_numbers() {
+    for domain in [Domain::User(1000), Domain::Container(task(40, 1))] {
+        let statement = Statement {
+            task: Some(WEB.task()),
+            namespaces: Some(WEB.birth().namespaces),
+            cgroup: Some(Cgroup { id: Some(WEB.cgroup), ..Cgroup::default() }),
+            state: Some(LifeState::Running),
+            name: Some("stolen".into()),
+            ..Statement::default()
+        };
+        let what = What::Stated { key: ContainerKey { domain, ..key("web") }, statement: Box::new(statement) };
+        let said = Fact { source: Source::Docker, at: ms(1_200), what };
+        let truth = [WEB.creating(), WEB.born(), WEB.described(), WEB.starting(), WEB.executed()];
+        for facts in [[vec![said.clone()], truth.to_vec()].concat(), [truth.to_vec(), vec![said]].concat()] {
+            let state = with(facts);
+            let mut rows: Vec<_> = state.runs.values().map(|run| &run.row.as_ref().unwrap().container).collect();
+            rows.sort_by_key(|container| container.domain != Domain::Host);
+            let [web, claim] = rows[..] else { panic!("{rows:?}") };
+            assert_eq!((web.namespaces, web.cgroup.id), (WEB.birth().namespaces, Some(WEB.cgroup)));
+            assert_eq!((web.name.as_deref(), claim.name.as_deref()), (Some("name-of-web"), Some("stolen")));
+            assert_eq!((claim.namespaces, claim.cgroup.id, claim.task), (Namespaces::default(), None, None));
+        }
+    }
+}
+
 /// What a process inside the container `outer` says by its barrier's word.
 fn inside(outer: u32, fact: Fact) -> Fact {
     let What::Stated { key, statement } = fact.what else { panic!("a statement") };
