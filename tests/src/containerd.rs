@@ -76,6 +76,11 @@ impl Containerd {
         self.crun.as_ref()
     }
 
+    /// Whether it runs inside a container.
+    pub(crate) fn is_inside(&self) -> bool {
+        self.inside.is_some()
+    }
+
     /// The daemon's process, unless it was [killed](Self::kill).
     pub fn daemon(&self) -> Option<&Process> {
         self.daemon.as_ref()
@@ -173,7 +178,7 @@ impl Containerd {
     }
 
     /// A program, there where the daemon runs.
-    fn command(&self, program: &Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         let Some(pid) = self.inside else { return Command::new(program) };
         let mut command = Command::new("nsenter");
         command.args(["--target", &pid.to_string(), "--mount", "--pid", "--"]).arg(program);
@@ -203,6 +208,9 @@ impl Containerd {
 
 impl Drop for Containerd {
     fn drop(&mut self) {
+        if let (Some(daemon), Some(_)) = (&self.daemon, self.inside) {
+            daemon.kill_children();
+        }
         self.daemon = None;
         // Shims outlive the daemon by design. Ours name our socket; their children are our containers.
         let socket = self.socket();

@@ -2,10 +2,10 @@
 //! pulled from a registry of the test's.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -41,16 +41,23 @@ pub struct Docker {
 impl Docker {
     /// Starts a daemon, waits until it answers, and has it pull the image.
     pub fn start() -> Result<Docker> {
-        Self::start_on(|_| Ok(None))
+        Self::start_on(Containerd::start()?, |_| Ok(None))
+    }
+
+    /// The same in the mount and pid namespaces of a process, which has the host's programs and `/tmp`: one that
+    /// [`run_host`](Self::run_host) made.
+    pub fn start_inside(pid: u32) -> Result<Docker> {
+        Self::start_on(Containerd::start_inside(pid)?, |_| Ok(None))
     }
 
     /// The same with a socket that is made for it and handed to it, as systemd does, and that outlives it.
     pub fn start_activated() -> Result<Docker> {
-        Self::start_on(|socket| Ok(Some(UnixListener::bind(socket).context("listen for docker")?)))
+        Self::start_on(Containerd::start()?, |socket| {
+            Ok(Some(UnixListener::bind(socket).context("listen for docker")?))
+        })
     }
 
-    fn start_on(listen: impl FnOnce(&Path) -> Result<Option<UnixListener>>) -> Result<Docker> {
-        let containerd = Containerd::start()?;
+    fn start_on(containerd: Containerd, listen: impl FnOnce(&Path) -> Result<Option<UnixListener>>) -> Result<Docker> {
         // Short: a socket's path has at most 107 bytes.
         let directory = tempfile::Builder::new().prefix("dkr-").tempdir().context("create a directory for docker")?;
         fs::write(directory.path().join("daemon.json"), "{}").context("write docker's config")?;
@@ -128,7 +135,7 @@ impl Docker {
         let program = requirement::program("dockerd").map_err(anyhow::Error::msg)?;
         let (log, runc) = (self.path("log"), self.containerd.runtime().program().display().to_string());
         let mut command = match &handed {
-            None => Command::new(program),
+            None => self.containerd.command(&program),
             Some(_) => {
                 // The handed socket comes as the standard input, and goes where systemd puts it.
                 let hand = r#"export LISTEN_PID=$$ LISTEN_FDS=1; exec "$0" "$@" 3<&0 0</dev/null"#;
@@ -191,6 +198,29 @@ impl Docker {
         self.cli(&all)
     }
 
+    /// A container with the host's programs, in which other containers can be made by those who come in from the host: they
+    /// bring all privileges along, so that it needs none itself.
+    pub fn run_host(&self, options: &[&str]) -> Result<String> {
+        let lent = ["/usr", "/lib", "/lib64", "/etc", "/tmp", "/sys", "/sys/fs/cgroup"];
+        let volumes: Vec<String> = lent.iter().flat_map(|path| ["--volume".into(), format!("{path}:{path}")]).collect();
+        let volumes: Vec<&str> = volumes.iter().map(String::as_str).collect();
+        self.run(&[&volumes[..], options].concat(), &["/bin/sleep", "1000"])
+    }
+
+    /// What the daemon answers to `GET path`.
+    pub fn api(&self, path: &str) -> Result<String> {
+        let mut stream = UnixStream::connect(self.socket()).context("connect to docker")?;
+        // Of this version, an answer ends with its connection.
+        write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        let (head, body) = answer.split_once("\r\n\r\n").context("an answer")?;
+        if !head.contains(" 200 ") {
+            bail!("GET {path}: {head}: {body}");
+        }
+        Ok(body.to_owned())
+    }
+
     /// The pid of a container's init, by Docker's word.
     pub fn pid(&self, id: &str) -> Result<u32> {
         let pid = self.cli(&["inspect", "--format", "{{.State.Pid}}", id])?;
@@ -213,7 +243,9 @@ impl Drop for Docker {
             }
             let _ = self.cli(&["network", "prune", "--force"]);
         }
-        self.daemon = None;
+        if let Some(daemon) = self.daemon.take().filter(|_| self.containerd.is_inside()) {
+            daemon.kill_children();
+        }
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let points = mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(Path::new);
         for point in points.filter(|point| point.starts_with(self.directory.path())) {

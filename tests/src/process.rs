@@ -40,6 +40,14 @@ impl Process {
         kill(pid(self.pid()), signal).with_context(|| format!("send {signal} to {}", self.pid()))
     }
 
+    /// Kills its children: `nsenter` leaves the one behind that it waits for.
+    pub fn kill_children(&self) {
+        let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", self.pid())).unwrap_or_default();
+        for child in children.split_whitespace().filter_map(|child| child.parse().ok()) {
+            let _ = kill(pid(child), Signal::SIGKILL);
+        }
+    }
+
     /// How it ended, if it has.
     pub fn ended(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()

@@ -30,8 +30,8 @@ pub(crate) fn identity(pid: u32, named_at: BootTime) -> Option<Identity> {
 
 /// The same by the word of a runtime that speaks for `domain`: one inside a container counts the pids of that one.
 #[cfg_attr(
-    not(feature = "containerd"),
-    expect(dead_code, reason = "of runtimes inside containers, containerd alone is asked")
+    not(any(feature = "containerd", feature = "docker")),
+    expect(dead_code, reason = "of runtimes inside containers, containerd and dockerd alone are asked")
 )]
 pub(crate) fn identity_in(domain: Domain, pid: u32, named_at: BootTime) -> Option<Identity> {
     match domain {

@@ -32,12 +32,12 @@ use super::namespace;
 use super::queue::Queue;
 use super::runtimes::Runtimes;
 use super::wire::{Inspection, Summary};
-use crate::container::{ContainerId, ContainerKey, Domain, Str};
+use crate::container::{ContainerId, ContainerKey, Str};
 use crate::enrich::scope;
 use crate::fact::{Fact, Source, Statement, What};
 use crate::source::http::{CallError, Object, Objects};
 use crate::source::peer::{FileId, file_id};
-use crate::source::process::identity;
+use crate::source::process::identity_in;
 use crate::source::supervise::End;
 use crate::time::BootTime;
 
@@ -379,11 +379,7 @@ impl<'a> Session<'a> {
                 self.peer.stats.left_out.fetch_add(description.left_out, Relaxed);
                 self.look_up_digest(&mut description.statement).await?;
                 self.look_up_runtime(&mut description).await?;
-                let identity = match self.peer.domain {
-                    // Inside a container pids are others: its processes are bound by who saw them made.
-                    Domain::Container(_) => None,
-                    Domain::Host | Domain::User(_) => present.pid.and_then(|pid| identity(pid, at)),
-                };
+                let identity = present.pid.and_then(|pid| identity_in(self.peer.domain, pid, at));
                 debug!(container = %id, "inspected");
                 (self.peer.ledger.inspected(id, at, asked, (description, present), identity), Inspected::Told)
             }
