@@ -329,6 +329,44 @@ fn containers_of_two_users_and_of_root_stay_apart_though_they_have_one_name() ->
 }
 
 #[test]
+fn of_one_name_root_s_and_a_users_stay_apart_whichever_runtime_runs_them() -> Result<()> {
+    require!(Podman::requirement());
+    let podmans = [Podman::start()?, Podman::start_for_user(5)?];
+    // Each runtime for each of them, beside the other one's of the same name.
+    let pairs = [["runc", "crun"], ["crun", "runc"], ["runc", "runc"], ["crun", "crun"]];
+    let run = |when: &str| -> Result<Vec<(String, [String; 2])>> {
+        let run = |runtimes: [&str; 2]| -> Result<(String, [String; 2])> {
+            let called = name(&format!("{when}-{}", runtimes.join("-")));
+            let run = |who: usize| podmans[who].run(&called, &["--runtime", runtimes[who]], &SLEEP);
+            Ok((called.clone(), [run(0)?, run(1)?]))
+        };
+        pairs.into_iter().map(run).collect()
+    };
+    let before = run("before")?;
+    let mut source = Source::start(&[])?;
+    let after = run("after")?;
+    for (runtimes, (called, ids)) in pairs.iter().cycle().zip(before.iter().chain(&after)) {
+        for ((id, podman), runtime) in ids.iter().zip(&podmans).zip(runtimes) {
+            let container = source.until(id, "podman has told of it", is_by_podman);
+            let domain = if podman.uid() == 0 { Domain::Host } else { Domain::User(podman.uid()) };
+            assert_eq!((container.domain, container.name.as_deref()), (domain, Some(&**called)));
+            assert_eq!(container.runtime.oci.as_deref(), Some(*runtime), "{called}");
+            assert_eq!(says(podman, id, "{{.State.Pid}}")?, container.pid().context("a pid")?.to_string());
+            assert_eq!(source.count(id), 1, "{called}");
+        }
+        assert_eq!(source.reader.by_name(called).len(), 2, "{called}");
+    }
+
+    // The end of a user's is the end of that one.
+    let (called, [of_root, of_user]) = &after[0];
+    podmans[1].podman(&["kill", of_user])?;
+    source.until_state(of_user, State::Exited);
+    let alive = source.until_state(of_root, State::Running);
+    assert_eq!((alive.domain, alive.name.as_deref()), (Domain::Host, Some(&**called)));
+    Ok(())
+}
+
+#[test]
 fn a_users_service_may_not_speak_for_root() -> Result<()> {
     require!(Podman::requirement());
     let mut user = Podman::start_for_user(3)?;
