@@ -360,10 +360,11 @@ fn a_containerd_without_the_cri_is_left_alone() -> Result<()> {
     Ok(())
 }
 
-/// A container as CRI-O starts one: by a conmon, with CRI-O's annotations in its bundle.
+/// A container as CRI-O starts one: by a conmon with CRI-O's own arguments, and with its annotations in the bundle.
 struct LikeCriO<'a> {
     runtime: &'a Runtime,
     id: String,
+    pid: u32,
 }
 
 impl Drop for LikeCriO<'_> {
@@ -373,18 +374,20 @@ impl Drop for LikeCriO<'_> {
     }
 }
 
+/// A pod of the name `pod`, of which this is the sandbox, or another container of `sandbox`'s.
 fn like_cri_o<'a>(
     runtime: &'a Runtime,
     root: &RootFs,
     directory: &Path,
-    name: &str,
-    kind: &str,
+    pod: &str,
+    sandbox: Option<&LikeCriO<'_>>,
 ) -> Result<LikeCriO<'a>> {
-    let id = format!("{:0>64}", kind.bytes().chain(name.bytes()).map(|byte| format!("{byte:x}")).collect::<String>());
-    let sandbox = format!("{:f>64}", "");
+    let (kind, name) = if sandbox.is_none() { ("sandbox", "POD") } else { ("container", "main") };
+    let id = format!("{:0>64}", kind.bytes().chain(pod.bytes()).map(|byte| format!("{byte:x}")).collect::<String>());
+    let in_kubelets_words = format!("k8s_{name}_{pod}_shop_cafe_0");
     let labels = json!({
         "io.kubernetes.container.name": name,
-        "io.kubernetes.pod.name": format!("{name}-pod"),
+        "io.kubernetes.pod.name": pod,
         "io.kubernetes.pod.namespace": "shop",
         "io.kubernetes.pod.uid": "cafe",
         "app": "web",
@@ -392,71 +395,104 @@ fn like_cri_o<'a>(
     let annotations = json!({
         "io.container.manager": "cri-o",
         "io.kubernetes.cri-o.ContainerID": id,
-        "io.kubernetes.cri-o.ContainerName": format!("k8s_{name}_{name}-pod_shop_cafe_0"),
+        "io.kubernetes.cri-o.ContainerName": in_kubelets_words,
         "io.kubernetes.cri-o.ContainerType": kind,
-        "io.kubernetes.cri-o.SandboxID": if kind == "sandbox" { &id } else { &sandbox },
-        "io.kubernetes.cri-o.SandboxName": format!("k8s_{name}-pod_shop_cafe_0"),
-        "io.kubernetes.cri-o.ImageName": IMAGE,
+        "io.kubernetes.cri-o.SandboxID": sandbox.map_or(&id, |sandbox| &sandbox.id),
+        "io.kubernetes.cri-o.SandboxName": format!("k8s_{pod}_shop_cafe_0"),
+        "io.kubernetes.cri-o.ImageName": if sandbox.is_none() { "registry.example/pause:1" } else { IMAGE },
         "io.kubernetes.cri-o.Labels": labels.to_string(),
     });
-    let bundle = Bundle::create_with(directory, &format!("{kind}-bundle"), root, SLEEP, |config| {
+    // There, podman's containers are as well.
+    let place = format!("overlay-containers/{id}/userdata");
+    let bundle = Bundle::create_with(directory, &place, root, SLEEP, |config| {
         config["annotations"] = annotations;
-        config["linux"]["cgroupsPath"] = json!(format!("/{name}-{}/crio-{id}", std::process::id()));
+        config["linux"]["cgroupsPath"] = json!(format!("/{pod}/crio-{id}"));
+        if let Some(LikeCriO { pid, .. }) = sandbox {
+            for namespace in config["linux"]["namespaces"].as_array_mut().into_iter().flatten() {
+                for (kind, file) in [("network", "net"), ("ipc", "ipc"), ("uts", "uts")] {
+                    if namespace["type"] == kind {
+                        namespace["path"] = json!(format!("/proc/{pid}/ns/{file}"));
+                    }
+                }
+            }
+            // The sandbox has named the host in their common UTS namespace.
+            config.as_object_mut().map(|config| config.remove("hostname"));
+        }
     })?;
     let conmon = requirement::program("conmon").map_err(anyhow::Error::msg)?;
     let file = |name: &str| bundle.path().join(name);
+    let exits = directory.join("exits");
+    fs::create_dir_all(&exits)?;
     let mut command = Command::new(conmon);
-    command.args(["--api-version", "1", "--cid", &id, "--cuuid", &id, "--name", &format!("k8s_{name}")]);
-    command.arg("--bundle").arg(bundle.path()).arg("--container-pidfile").arg(file("pidfile"));
-    command.arg("--conmon-pidfile").arg(file("conmon.pid")).arg("--exit-dir").arg(directory);
-    command.arg("--log-path").arg(format!("k8s-file:{}", file("log").display()));
-    command.arg("--runtime").arg(runtime.program());
+    command.arg("-b").arg(bundle.path()).args(["-c", &id]).arg("--exit-dir").arg(exits);
+    command.arg("-l").arg(file("log")).args(["--log-level", "info", "-n", &in_kubelets_words]);
+    command.arg("-P").arg(file("conmon-pidfile")).arg("-p").arg(file("pidfile"));
+    command.arg("--persist-dir").arg(bundle.path()).arg("-r").arg(runtime.program());
     command.arg("--runtime-arg").arg(format!("--root={}", runtime.root().display()));
-    command.arg("--socket-dir-path").arg(directory).arg("--full-attach");
-    let made = LikeCriO { runtime, id };
+    command.arg("--socket-dir-path").arg(directory).args(["--syslog", "-u", &id]);
+    let mut made = LikeCriO { runtime, id, pid: 0 };
     // It goes on in the background.
     process::run(&mut command)?;
-    eventually("its init exists", || fs::read_to_string(file("pidfile")).ok().filter(|pid| !pid.is_empty()));
+    made.pid = eventually("its init exists", || fs::read_to_string(file("pidfile")).ok()?.trim().parse().ok());
     process::run(runtime.command().args(["start", &made.id]))?;
     Ok(made)
 }
 
 #[test]
-fn containers_of_a_cri_o_are_told_by_their_bundles() -> Result<()> {
+fn pods_of_a_cri_o_are_told_by_their_bundles() -> Result<()> {
     require!(requirement::root(), requirement::tracker(), kernel::btf(), requirement::program("conmon"));
-    require!(Kind::Runc.requirement());
-    let directory = tempfile::Builder::new().prefix("crio-").tempdir()?;
-    let runtime = Runtime::copy(Kind::Runc, directory.path())?;
-    let root = RootFs::create(directory.path())?;
-    let name = &*unique("crio");
-    let held = |config: &str| Daemon::start(&format!("[proc]\nroots = [{:?}]\n[barrier]\n{config}\n", runtime.root()));
-    let daemon = held(&format!("runtimes = [{:?}]", runtime.program()))?;
-    let sandbox = like_cri_o(&runtime, &root, directory.path(), name, "sandbox")?;
-    let container = like_cri_o(&runtime, &root, directory.path(), name, "container")?;
-    let later = held("enabled = false")?;
-    for (daemon, grade) in [(&daemon, "held"), (&later, "observed")] {
-        for (made, kind, called) in [(&sandbox, "sandbox", Value::Null), (&container, "container", json!(name))] {
-            let known = eventually(&format!("{kind} is known"), || {
-                daemon.in_state(&made.id, "running").filter(|known| known["bundle"].is_string())
-            });
-            check(
-                &known,
-                &[
-                    ("/kind", json!(kind)),
-                    ("/name", called),
-                    ("/grade", json!(grade)),
-                    ("/runtime/name", json!("cri-o")),
-                    ("/pod/name", json!(format!("{name}-pod"))),
-                    ("/pod/namespace", json!("shop")),
-                    ("/pod/uid", json!("cafe")),
-                    ("/image/name", json!(IMAGE)),
-                    ("/labels/app", json!("web")),
-                ],
-            );
-            assert!(known["pod"]["sandbox_id"].is_string(), "{known}");
+    require!(Kind::Runc.requirement(), Kind::Crun.requirement());
+    for kind in [Kind::Runc, Kind::Crun] {
+        let directory = tempfile::Builder::new().prefix("crio-").tempdir()?;
+        let runtime = Runtime::copy(kind, directory.path())?;
+        let root = RootFs::create(directory.path())?;
+        let pod = &*unique(if kind == Kind::Runc { "crio-runc" } else { "crio-crun" });
+        let track =
+            |barrier: &str| Daemon::start(&format!("[proc]\nroots = [{:?}]\n[barrier]\n{barrier}\n", runtime.root()));
+        let daemon = track(&format!("runtimes = [{:?}]", runtime.program()))?;
+        let sandbox = like_cri_o(&runtime, &root, directory.path(), pod, None)?;
+        let container = like_cri_o(&runtime, &root, directory.path(), pod, Some(&sandbox))?;
+        let later = track("enabled = false")?;
+        for (daemon, grade) in [(&daemon, "held"), (&later, "observed")] {
+            let made = [(&sandbox, "sandbox", Value::Null, "registry.example/pause:1")];
+            for (made, kind, called, image) in made.into_iter().chain([(&container, "container", json!("main"), IMAGE)])
+            {
+                let known = eventually(&format!("{kind} is known"), || {
+                    daemon.in_state(&made.id, "running").filter(|known| known["bundle"].is_string())
+                });
+                check(
+                    &known,
+                    &[
+                        ("/kind", json!(kind)),
+                        ("/name", called),
+                        ("/pid", json!(made.pid)),
+                        ("/grade", json!(grade)),
+                        ("/runtime/name", json!("cri-o")),
+                        ("/runtime/oci", json!(runtime.program().file_name().and_then(|name| name.to_str()))),
+                        ("/pod/name", json!(pod)),
+                        ("/pod/namespace", json!("shop")),
+                        ("/pod/uid", json!("cafe")),
+                        ("/pod/sandbox_id", json!(sandbox.id)),
+                        ("/image/name", json!(image)),
+                        ("/labels/app", json!("web")),
+                    ],
+                );
+                // Its conmon is no podman's, though its bundle lies where podman's do.
+                let story = daemon.ask(&["explain", &made.id])?.out;
+                assert!(!has_line(&story, "podman", ""), "{story}");
+            }
+            // Each names the other.
+            let inspected = daemon.ask_json(&["inspect", &sandbox.id])?;
+            assert_eq!(inspected["containers"], json!([container.id]), "{inspected}");
+            let netns = kernel::namespace(sandbox.pid, "net")?.to_string();
+            let answer = daemon.ask_json(&["lookup", "--netns", &netns, "-o", "json"])?;
+            assert_eq!(ids(&answer), sorted([&sandbox.id, &container.id]), "{answer}");
+            let shown = daemon.ask_json(&["ps", "-o", "json", "-l", &format!("pod={pod}")])?;
+            assert_eq!(ids(&shown), [&*container.id], "a sandbox is hidden: {shown}");
         }
+        drop((container, sandbox));
+        kernel::remove_cgroup(pod);
     }
-    kernel::remove_cgroup(&format!("{name}-{}", std::process::id()));
     Ok(())
 }
 
