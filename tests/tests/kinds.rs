@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tracker_tests::bundle::RootFs;
 use tracker_tests::daemon::Daemon;
 use tracker_tests::process::{self, Process};
 use tracker_tests::wait::eventually;
@@ -74,6 +75,89 @@ fn what_unshare_makes_is_unmanaged_with_its_command() -> Result<()> {
         assert!(id.starts_with("mntns-"), "{id}");
         assert!(known["created_at"].is_string() && known.get("name").is_none() && story.get("excluded").is_none());
         assert!(daemon.find(id).is_some());
+    }
+    Ok(())
+}
+
+/// A machine of systemd-nspawn's or an LXC container, which sleeps.
+fn machine(runtime: &str, name: &str, root: &RootFs, directory: &Path) -> Result<Process> {
+    let (at, place, log) = (root.path().display().to_string(), directory.display().to_string(), directory.join("log"));
+    let words = match runtime {
+        "systemd-nspawn" => ["--quiet", "--register=no", "--keep-unit", "-M", name, "-D", &at].map(str::to_owned),
+        _ => {
+            let config = directory.join("lxc.conf");
+            let lines =
+                ["net.0.type = none", "mount.auto = proc:mixed", "apparmor.profile = unconfined", "pty.max = 0"];
+            let lines = lines.map(|line| format!("lxc.{line}\n")).concat();
+            fs::write(&config, format!("lxc.rootfs.path = dir:{at}\n{lines}"))?;
+            let config = config.display().to_string();
+            ["-F", "-n", name, "-P", &place, "-f", &config].map(str::to_owned)
+        }
+    };
+    let program = if runtime == "lxc" { "lxc-start" } else { runtime };
+    // Both make cgroups beside or below the one that they are in.
+    let within = "for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
+        mkdir -p \"${procs%/*}/$0\" && echo 0 > \"${procs%/*}/$0/cgroup.procs\"; done 2>/dev/null; exec \"$@\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", within, &cgroup(), program]).args(words);
+    let end: &[&str] = if runtime == "lxc" { &["--"] } else { &[] };
+    Process::start(command.args(end).args(["/bin/sleep", "123456"]), &log)
+}
+
+/// The cgroup of this test's machines.
+fn cgroup() -> String {
+    format!("kinds-machines-{}", std::process::id())
+}
+
+/// Removes it.
+struct Cgroup;
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        kernel::remove_cgroup(&cgroup());
+    }
+}
+
+#[test]
+fn machines_of_nspawn_and_lxc_are_told_by_name_with_what_runs_in_them_and_end() -> Result<()> {
+    require!(requirement::root(), requirement::tracker(), kernel::btf(), requirement::program("busybox"));
+    require!(requirement::program("systemd-nspawn"), requirement::program("lxc-start"));
+    let _cgroup = Cgroup;
+    let directory = directory()?;
+    let start = |runtime: &str, when: &str| -> Result<(Process, u32, String)> {
+        let name = format!("kinds-{when}-{}", std::process::id());
+        let place = directory.path().join(format!("{runtime}-{when}"));
+        fs::create_dir(&place)?;
+        // Each wants its root file system for itself, and that it looks like one.
+        let root = RootFs::create(&place)?;
+        fs::create_dir(root.path().join("usr"))?;
+        fs::write(root.path().join("etc/os-release"), "ID=test\n")?;
+        let machine = machine(runtime, &name, &root, &place)?;
+        let pid = child_apart(machine.pid());
+        Ok((machine, pid, name))
+    };
+    for runtime in ["systemd-nspawn", "lxc"] {
+        let early = start(runtime, "before")?;
+        let daemon = Daemon::start("")?;
+        let late = start(runtime, "after")?;
+        for ((mut machine, pid, name), grade) in [(early, "observed"), (late, "first-exec")] {
+            // Its first process was looked at before, when it was still its maker's.
+            let known = eventually("its command is known", || {
+                let story = looked_at(&daemon, pid);
+                Some(story["container"].clone()).filter(|known| known["command"] == json!(["/bin/sleep", "123456"]))
+            });
+            assert_eq!((&known["kind"], &known["grade"]), (&json!("unmanaged"), &json!(grade)), "{known}");
+            assert_eq!((&known["runtime"]["name"], &known["name"]), (&json!(runtime), &json!(name)), "{known}");
+            assert_eq!((&known["pid"], &known["state"]), (&json!(pid), &json!("running")), "{known}");
+            for (field, namespace) in [("mntns", "mnt"), ("pidns", "pid"), ("netns", "net")] {
+                assert_eq!(known[field], kernel::namespace(pid, namespace)?, "{field} of {known}");
+            }
+            kill(process::pid(pid), Signal::SIGKILL)?;
+            machine.wait(tracker_tests::wait::PATIENCE)?;
+            let id = known["id"].as_str().context("an id")?;
+            let over = eventually("its end is told", || daemon.in_state(id, "exited"));
+            assert_eq!((&over["exit"]["code"], &over["name"]), (&json!(137), &json!(name)), "{over}");
+        }
     }
     Ok(())
 }

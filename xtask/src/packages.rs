@@ -35,6 +35,8 @@ pub(crate) const RUNTIMES: &[Package] = &[
     Package { name: "iproute2", shows: Shows::Program("ip") },
     Package { name: "iptables", shows: Shows::Program("iptables") },
     Package { name: "bubblewrap", shows: Shows::Program("bwrap") },
+    Package { name: "systemd-container", shows: Shows::Program("systemd-nspawn") },
+    Package { name: "lxc", shows: Shows::Program("lxc-start") },
 ];
 
 /// Booting other kernels.

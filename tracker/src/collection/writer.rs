@@ -301,9 +301,14 @@ impl Writer {
 /// Whether a change may make a closer look worth while.
 fn is_new(change: &RowChange) -> bool {
     let shown = |row: &Row| (row.container.task, row.container.awaiting);
+    // What its first process shows of itself is not its maker's any more.
+    let has_begun = |row: &Row| row.container.started_at.is_some();
     match (&change.before, &change.after) {
         (None, _) => true,
-        (Some(before), Some(after)) => shown(before) != shown(after) && !after.container.awaiting.is_empty(),
+        (Some(before), Some(after)) => {
+            shown(before) != shown(after) && !after.container.awaiting.is_empty()
+                || !has_begun(before) && has_begun(after)
+        }
         (Some(_), None) => false,
     }
 }
@@ -320,7 +325,7 @@ mod tests {
     use super::*;
     use crate::collection::door::Facts;
     use crate::container::{Exit, Namespaces, TaskId};
-    use crate::fact::{Birth, End};
+    use crate::fact::{Birth, End, Execution};
 
     fn birth() -> Birth {
         Birth {
@@ -357,6 +362,21 @@ mod tests {
             assert_eq!(writer.stats.end_times.counts().iter().sum::<u64>(), ended);
         }
         assert!(writer.stats.end_times.sum() > Duration::ZERO);
+    }
+
+    #[test]
+    fn what_was_born_is_looked_at_again_when_it_has_executed_something() {
+        let birth = birth();
+        let executed = Execution { task: Birth { executed: true, ..birth }, by_init: true };
+        let (mut writer, mut looks) = writer();
+        for (what, is_looked_at) in
+            [(What::Born(birth), true), (What::Executed(executed), true), (What::Executed(executed), false)]
+        {
+            writer.apply(vec![Fact { source: Source::Kernel, at: BootTime(800_000_000), what }]);
+            writer.publish(Vec::new());
+            let look = looks.try_recv().ok();
+            assert_eq!(look, is_looked_at.then_some(CloserLook { birth, is_claimed: false }));
+        }
     }
 
     #[test]

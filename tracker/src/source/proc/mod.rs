@@ -178,9 +178,10 @@ struct Wanted {
 }
 
 impl Wanted {
-    /// Whether there was room for it. A process that is wanted already is wanted once.
+    /// Whether there was room for it. A process that is wanted already is wanted once, and no later.
     fn add(&mut self, birth: Birth, due: Instant, attempts: usize) -> bool {
-        if self.births.iter().any(|(_, other, _)| other.task == birth.task) {
+        if let Some((known, ..)) = self.births.iter_mut().find(|(_, other, _)| other.task == birth.task) {
+            *known = due.min(*known);
             return true;
         }
         let has_room = self.births.len() < MAX_WANTED;

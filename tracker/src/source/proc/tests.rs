@@ -217,6 +217,7 @@ fn wanted_births_are_unique_and_bounded() {
         assert!(wanted.add(birth(pid), now, 0));
     }
     assert!(wanted.add(birth(7), now, 0));
+    assert!(wanted.add(birth(7), now + Duration::from_secs(9), 0), "no later than before");
     assert!(!wanted.add(birth(MAX_WANTED as u32), now, 0));
     assert_eq!(wanted.take_due(now).len(), BATCH_LEN);
     assert_eq!(wanted.births.len(), MAX_WANTED - BATCH_LEN);
