@@ -1,9 +1,10 @@
-//! Stored images, as `tracker images` lists them, against the real containerd of the distribution.
+//! Stored images, as `tracker images` lists them, against the real containerd and dockerd of the distribution.
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tracker_tests::containerd::{Containerd, IMAGE};
 use tracker_tests::daemon::Daemon;
+use tracker_tests::docker::Docker;
 use tracker_tests::wait::eventually;
 use tracker_tests::{require, requirement};
 
@@ -116,5 +117,57 @@ fn an_image_of_which_a_part_is_missing_is_told_with_what_is_known() -> Result<()
     let image = until(&daemon, "default", IMAGE, |_| true);
     assert_eq!(image["id"], manifest["config"]["digest"]);
     assert_eq!(image.get("platform"), None);
+    Ok(())
+}
+
+/// The image of Docker's with this name, once it is as it should be.
+#[track_caller]
+fn until_docker_s(daemon: &Daemon, name: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    eventually(&format!("{name} by docker"), || {
+        let images: Vec<Value> = serde_json::from_str(&daemon.ask(&["images", "-o", "json"]).ok()?.out).ok()?;
+        images.into_iter().find(|image| {
+            let names = image["names"].as_array().is_some_and(|names| names.contains(&json!(name)));
+            image["source"] == "docker" && names && is_so(image)
+        })
+    })
+}
+
+#[test]
+fn an_image_of_docker_s_is_told_with_platform_size_digests_and_when_it_was_built() -> Result<()> {
+    require_containerd!();
+    require!(requirement::program("dockerd"), requirement::program("docker"));
+    let docker = Docker::start()?;
+    let socket = docker.socket();
+    let daemon = Daemon::start(&format!(
+        "[containerd]\nsockets = []\nsockets-if-present = []\n[find]\nenabled = false\n\
+         [docker]\nsockets = [{socket:?}]\nsockets-if-present = []"
+    ))?;
+    let field = |name: &str, field: &str| docker.cli(&["image", "inspect", "--format", field, name]);
+    let platform = field(docker.image(), "{{.Os}}/{{.Architecture}}")?;
+    let is_whole = |image: &Value| image["platform"] == *platform;
+    let pulled = until_docker_s(&daemon, docker.image(), is_whole);
+    assert_eq!((&pulled["names"], &pulled["namespace"]), (&json!([docker.image()]), &Value::Null));
+    assert_eq!(pulled["id"], field(docker.image(), "{{.Id}}")?);
+    assert_eq!(pulled["size"], field(docker.image(), "{{.Size}}")?.parse::<u64>()?);
+    let repository = docker.image().strip_suffix(":test").context("a tag")?;
+    assert_eq!(pulled["digests"], json!([format!("{repository}@{}", docker.digest())]));
+    assert_eq!((&pulled["containers"], pulled.get("created_at")), (&json!(0), None), "it does not say when");
+
+    // One that is made here was never pulled, and says when it was built.
+    let user = docker.run(&[], &["/bin/sleep", "1000"])?;
+    until_docker_s(&daemon, docker.image(), |image| image["containers"] == 1);
+    docker.cli(&["commit", &user, "made.example/here:1"])?;
+    let made = until_docker_s(&daemon, "made.example/here:1", is_whole);
+    assert_eq!((&made["digests"], &made["id"]), (&json!([]), &json!(field("made.example/here:1", "{{.Id}}")?)));
+    assert_eq!(made["size"], field("made.example/here:1", "{{.Size}}")?.parse::<u64>()?);
+    let built = field("made.example/here:1", "{{.Created}}")?;
+    let [told, built] = [made["created_at"].as_str().context("a moment")?, &built].map(|moment| &moment[..19]);
+    assert_eq!(told, built, "to the second");
+
+    docker.cli(&["tag", "made.example/here:1", "made.example/there:2"])?;
+    docker.cli(&["rmi", "made.example/here:1"])?;
+    until_docker_s(&daemon, "made.example/there:2", |image| {
+        is_whole(image) && image["names"] == json!(["made.example/there:2"])
+    });
     Ok(())
 }

@@ -56,6 +56,19 @@ impl Images {
         }
     }
 
+    /// Adds to the images that the runtime behind `socket` has listed what it told of their platforms since.
+    #[cfg(feature = "docker")]
+    pub(crate) fn add_platforms(&self, source: Source, socket: &Str, platform: impl Fn(&str) -> Option<Str>) {
+        let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, list) in lists.iter_mut().filter(|((of, by, _), _)| *of == source && by == socket) {
+            let mut images = list.to_vec();
+            for image in &mut images {
+                image.platform = image.platform.take().or_else(|| platform(image.id.as_deref()?));
+            }
+            *list = images.into();
+        }
+    }
+
     /// Keeps of a runtime's lists only those of namespaces that `exists` knows.
     pub fn retain_namespaces(&self, source: Source, socket: &Str, exists: impl Fn(&str) -> bool) {
         let mut lists = self.lists.lock().unwrap_or_else(PoisonError::into_inner);

@@ -133,6 +133,10 @@ impl Fake {
         if path == "/images/json" {
             return Some(json!([{ "Id": IMAGE_ID, "RepoTags": ["bb:1"], "RepoDigests": ["bb@sha256:d"], "Size": 7 }]));
         }
+        if path == format!("/images/{}/json", IMAGE_ID.replace(':', "%3A")) {
+            self.count("image");
+            return Some(json!({ "Id": IMAGE_ID, "Os": "linux", "Architecture": "amd64", "Variant": "" }));
+        }
         if path == "/info" {
             self.count("info");
             return Some(self.with(|world| json!({ "ID": "x", "Runtimes": world.runtimes })));
@@ -350,7 +354,7 @@ async fn a_life_costs_one_call_and_ends_withdrawn() {
         fake.tell(&id, "destroy", json!({}));
         watched.until("withdrawn", |it| !it.stated.contains_key(&id)).await;
     }
-    assert_eq!((fake.calls("inspect"), watched.stats.calls_image.load(Relaxed)), (lives, 0));
+    assert_eq!((fake.calls("inspect"), fake.calls("image")), (lives, 1), "and one for its image's platform, for ever");
     watched.stop().await;
 }
 

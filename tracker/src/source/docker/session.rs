@@ -12,6 +12,7 @@
 //! tells (the init process, limits, how it ended) is asked for one by one, those that run first. While a call that
 //! everything waits for is in flight, the inspections that were asked for go on beside it.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -26,12 +27,12 @@ use super::Peer;
 use super::client::Client;
 use super::describe::{self, Description, Frame};
 use super::events::{self, Event, Garbled};
-use super::images;
+use super::images::{self, Known};
 use super::ledger::Wish;
 use super::namespace;
 use super::queue::Queue;
 use super::runtimes::Runtimes;
-use super::wire::{Inspection, Summary};
+use super::wire::{Image, Inspection, Summary};
 use crate::container::{ContainerId, ContainerKey, Str};
 use crate::enrich::scope;
 use crate::fact::{Fact, Source, Statement, What};
@@ -41,7 +42,7 @@ use crate::source::process::identity_in;
 use crate::source::supervise::End;
 use crate::time::BootTime;
 
-/// Inspections at the same time; with the one call that everything waits for, four.
+/// Inspections, of containers and images, at the same time; with the one call that everything waits for, four.
 const CONCURRENT_INSPECTIONS: usize = 3;
 /// Events applied in one step, before what they changed is stated.
 const MAX_BATCH: usize = 1024;
@@ -84,14 +85,23 @@ struct Session<'a> {
     inspections: FuturesUnordered<BoxFuture<'static, Answer>>,
     /// What the daemon's names for OCI runtimes mean, once that had to be asked.
     runtimes: Option<Runtimes>,
+    /// Images whose platforms are to be asked for, while no container waits; and how many are being asked for.
+    images_to_ask: VecDeque<Str>,
+    images_asked: usize,
     /// When images were last changed, if they have not been listed since.
     images_changed: Option<Instant>,
     server: String,
     is_live: bool,
 }
 
-/// What came of an inspection, which event was the last when it was asked for, and when that was.
-struct Answer {
+/// What came of an inspection.
+enum Answer {
+    Container(Box<Inspected>),
+    Image(Str, Result<Image, CallError>),
+}
+
+/// What came of a container's, which event was the last when it was asked for, and when that was.
+struct Inspected {
     id: ContainerId,
     asked: u64,
     at: BootTime,
@@ -123,6 +133,8 @@ impl<'a> Session<'a> {
             queue: Queue::default(),
             inspections: FuturesUnordered::new(),
             runtimes: None,
+            images_to_ask: VecDeque::new(),
+            images_asked: 0,
             images_changed: None,
             server: greeting.server,
             is_live: false,
@@ -153,7 +165,7 @@ impl<'a> Session<'a> {
                 }
                 Some(answer) = self.inspections.next(), if !self.inspections.is_empty() => {
                     heard = true;
-                    if self.inspected(answer).await? == Inspected::Late {
+                    if self.answered(answer).await? == Told::Late {
                         audit.reset_after(recheck);
                     }
                 }
@@ -184,7 +196,7 @@ impl<'a> Session<'a> {
                 answer = &mut call => return Ok(answer?),
                 Some(answer) = self.inspections.next(), if !self.inspections.is_empty() => {
                     // Late or not: the call that everything waits for tells whether the daemon is well.
-                    self.inspected_beside(answer).await?;
+                    self.answered_beside(answer).await?;
                 }
             }
         }
@@ -251,7 +263,7 @@ impl<'a> Session<'a> {
         let client = self.client.clone();
         let mut all = vec![];
         let (images, cache) = match self.beside_inspections(client.each_image(|image| all.push(image))).await {
-            Ok(()) => images::listed(all),
+            Ok(()) => images::listed(all, &self.peer.images),
             // A daemon that cannot list them (its store is broken) may be well otherwise.
             Err(End::Lost(reason)) => {
                 if self.peer.complaints.due("images") {
@@ -262,6 +274,7 @@ impl<'a> Session<'a> {
             Err(end) => return Err(end),
         };
         self.peer.images = cache;
+        self.images_to_ask = self.peer.images.not_asked().cloned().collect();
         self.peer.stored.replace(Source::Docker, &self.peer.shown, None, images);
         Ok(())
     }
@@ -349,21 +362,31 @@ impl<'a> Session<'a> {
     }
 
     fn begin_inspections(&mut self) {
-        while self.inspections.len() < CONCURRENT_INSPECTIONS
-            && let Some(id) = self.queue.next(Instant::now())
-        {
-            let (client, asked, at) = (self.client.clone(), self.peer.ledger.events(), BootTime::now());
-            let inspect = async move {
-                let inspection = client.inspect(&id).await;
-                Answer { id, asked, at, inspection }
-            };
-            self.inspections.push(inspect.boxed());
+        while self.inspections.len() < CONCURRENT_INSPECTIONS {
+            let client = self.client.clone();
+            if let Some(id) = self.queue.next(Instant::now()) {
+                let (asked, at) = (self.peer.ledger.events(), BootTime::now());
+                let inspect = async move {
+                    let inspection = client.inspect(&id).await;
+                    Answer::Container(Box::new(Inspected { id, asked, at, inspection }))
+                };
+                self.inspections.push(inspect.boxed());
+            } else if let Some(id) = self.images_to_ask.pop_front() {
+                self.images_asked += 1;
+                let inspect = async move {
+                    let image = client.image(&id).await;
+                    Answer::Image(id, image)
+                };
+                self.inspections.push(inspect.boxed());
+            } else {
+                break;
+            }
         }
     }
 
-    async fn inspected(&mut self, answer: Answer) -> Result<Inspected, End> {
-        let late = self.inspected_beside(answer).await?;
-        if late == Inspected::Late {
+    async fn answered(&mut self, answer: Answer) -> Result<Told, End> {
+        let late = self.answered_beside(answer).await?;
+        if late == Told::Late {
             // A container that is stuck explains that; a daemon that hangs would, too.
             let client = self.client.clone();
             self.beside_inspections(client.ping()).boxed().await?;
@@ -371,8 +394,31 @@ impl<'a> Session<'a> {
         Ok(late)
     }
 
-    async fn inspected_beside(&mut self, answer: Answer) -> Result<Inspected, End> {
-        let Answer { id, asked, at, inspection } = answer;
+    async fn answered_beside(&mut self, answer: Answer) -> Result<Told, End> {
+        match answer {
+            Answer::Container(inspected) => self.inspected(*inspected).await,
+            Answer::Image(id, image) => self.image_told(id, image),
+        }
+    }
+
+    fn image_told(&mut self, id: Str, image: Result<Image, CallError>) -> Result<Told, End> {
+        self.images_asked -= 1;
+        match image {
+            Ok(image) => self.peer.images.insert(id, Known::inspected(&image)),
+            Err(error) if error.is_not_found() => self.peer.images.insert(id, Known::gone()),
+            // The next list asks again.
+            Err(CallError::Refused { .. } | CallError::Garbled { .. } | CallError::Deadline { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+        if self.images_asked == 0 && self.images_to_ask.is_empty() {
+            let Peer { images, stored, shown, .. } = &*self.peer;
+            stored.add_platforms(Source::Docker, shown, |id| images.platform(id));
+        }
+        Ok(Told::InTime)
+    }
+
+    async fn inspected(&mut self, inspected: Inspected) -> Result<Told, End> {
+        let Inspected { id, asked, at, inspection } = inspected;
         let (wish, end) = match inspection {
             Ok(inspection) => {
                 let (mut description, present) = describe::inspection(&id, inspection, &self.frame);
@@ -381,21 +427,21 @@ impl<'a> Session<'a> {
                 self.look_up_runtime(&mut description).await?;
                 let identity = present.pid.and_then(|pid| identity_in(self.peer.domain, pid, at));
                 debug!(container = %id, "inspected");
-                (self.peer.ledger.inspected(id, at, asked, (description, present), identity), Inspected::Told)
+                (self.peer.ledger.inspected(id, at, asked, (description, present), identity), Told::InTime)
             }
             // It was removed meanwhile: an event says so, or has said so.
-            Err(error) if error.is_not_found() => return Ok(Inspected::Told),
+            Err(error) if error.is_not_found() => return Ok(Told::InTime),
             Err(error @ (CallError::Refused { .. } | CallError::Garbled { .. })) => {
                 if self.peer.complaints.due("inspection") {
                     warn!(socket = %self.peer.shown, container = %id, %error, "no inspection");
                 }
-                (self.peer.ledger.not_inspected(id, at, error.to_string()), Inspected::Told)
+                (self.peer.ledger.not_inspected(id, at, error.to_string()), Told::InTime)
             }
             Err(error @ CallError::Deadline { .. }) => {
                 if self.peer.complaints.due("late inspection") {
                     warn!(socket = %self.peer.shown, container = %id, %error, "no inspection");
                 }
-                (self.peer.ledger.not_inspected(id, at, error.to_string()), Inspected::Late)
+                (self.peer.ledger.not_inspected(id, at, error.to_string()), Told::Late)
             }
             Err(error) => return Err(error.into()),
         };
@@ -410,7 +456,7 @@ impl<'a> Session<'a> {
     /// Adds the digest of its image, if the image is known.
     fn add_digest(&self, statement: &mut Statement) -> bool {
         let Some(image) = &mut statement.image else { return true };
-        let Some(digests) = image.id.as_ref().and_then(|id| self.peer.images.get(id)) else {
+        let Some(digests) = image.id.as_ref().and_then(|id| self.peer.images.digests(id)) else {
             return image.id.is_none();
         };
         image.digest = images::digest(digests, image.name.as_deref());
@@ -428,9 +474,8 @@ impl<'a> Session<'a> {
         }
         let Some(id) = statement.image.as_ref().and_then(|image| image.id.clone()) else { return Ok(()) };
         match self.client.image(&id).await {
-            Ok(image) => self.peer.images.insert(id, images::digests(&image)),
-            // Removed, though a container of it is still there.
-            Err(error) if error.is_not_found() => self.peer.images.insert(id, vec![]),
+            Ok(image) => self.peer.images.insert(id, Known::inspected(&image)),
+            Err(error) if error.is_not_found() => self.peer.images.insert(id, Known::gone()),
             Err(error @ (CallError::Refused { .. } | CallError::Garbled { .. } | CallError::Deadline { .. })) => {
                 statement.missing.push(("image.digest", error.to_string().into()));
                 return Ok(());
@@ -481,8 +526,8 @@ impl<'a> Session<'a> {
 
 /// Whether an inspection was answered in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Inspected {
-    Told,
+enum Told {
+    InTime,
     Late,
 }
 

@@ -155,6 +155,10 @@ pub(super) struct Image {
     pub repo_digests: Option<Vec<String>>,
     pub size: Option<i64>,
     pub created: Option<Created>,
+    /// These three in an inspection alone.
+    pub os: Option<String>,
+    pub architecture: Option<String>,
+    pub variant: Option<String>,
 }
 
 /// When an image was made: a list says it in seconds, an inspection as text.
