@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 
 use anyhow::Result;
-use tracker::route::{Config, Kind, Place, RouteError, Routes};
+use tracker::route::{Config, Found, Interface, Kind, Place, RouteError, Routes};
 use tracker_tests::daemon::Daemon;
 use tracker_tests::net::{Net, veth};
 use tracker_tests::require;
@@ -124,6 +124,57 @@ fn changes_all_the_while_give_right_answers_or_none() -> Result<()> {
     })?;
     let last = house.routes.ask_blocking(&netns, &to("8.8.8.8"))?;
     assert_eq!(last.hops[0].kind, Kind::NoRoute);
+    Ok(())
+}
+
+#[test]
+fn a_later_hop_whose_device_comes_and_goes_is_told_as_it_was_or_not_at_all() -> Result<()> {
+    require!(root(), program("ip"));
+    let ((inner, outer), world) = (pair()?, Net::new("world")?);
+    outer.run("sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.veth0.rp_filter=0")?;
+    let house = Listened::start()?;
+    let (netns, query) = (house.netns(&inner)?, to("8.8.8.8"));
+    let name = |interface: &Option<Interface>| interface.as_ref().map(|interface| interface.name.to_string());
+    // What of the second hop may be seen: all of it, or that there is no way.
+    let check = |found: &Found| {
+        let [first, second, ..] = &found.hops[..] else { panic!("two hops: {found:#?}") };
+        assert_eq!((first.kind, name(&first.interface)), (Kind::Unicast, Some("eth0".into())), "{found:#?}");
+        let there = (second.kind == Kind::Unicast).then(|| ("ens0".to_owned(), "10.77.0.1".to_owned()));
+        let seen = name(&second.interface).zip(second.gateway.map(|gateway| gateway.to_string()));
+        assert_eq!(seen, there, "{found:#?}");
+        second.kind == Kind::Unicast
+    };
+    let comes = format!(
+        "link add ens0 type veth peer name w0 netns {}\nlink set ens0 up\naddr add 10.77.0.5/24 dev ens0\n\
+         route add default via 10.77.0.1\n",
+        world.name()
+    );
+    let is_done = AtomicBool::new(false);
+    let (there, gone) = std::thread::scope(|scope| -> Result<(u64, u64)> {
+        let asking = scope.spawn(|| {
+            let (mut there, mut gone) = (0, 0);
+            while !is_done.load(Ordering::Relaxed) {
+                match house.routes.lookup_blocking(&netns, &query) {
+                    Ok(found) if check(&found) => there += 1,
+                    Ok(_) => gone += 1,
+                    Err(RouteError::Unsettled { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            (there, gone)
+        });
+        let changed = (0..50).try_for_each(|_| {
+            outer.batch(&comes)?;
+            assert!(check(&house.routes.lookup_blocking(&netns, &query)?), "seen as soon as it is there");
+            outer.ip("link del ens0")?;
+            assert!(!check(&house.routes.lookup_blocking(&netns, &query)?), "and as soon as it is gone");
+            Ok(())
+        });
+        is_done.store(true, Ordering::Relaxed);
+        let seen = asking.join().expect("no wrong answer");
+        changed.map(|()| seen)
+    })?;
+    assert!(there > 0 && gone > 0, "{there} {gone}");
     Ok(())
 }
 
