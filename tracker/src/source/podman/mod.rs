@@ -28,6 +28,9 @@ mod session;
 mod store;
 mod watch;
 
+#[cfg(test)]
+mod component_tests;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -170,7 +170,12 @@ impl Session<'_> {
             })
             .collect();
         let (facts, wishes) = self.peer.shared.ledger().listed(&self.peer.path, domain, at, rows, find_init);
-        wishes.into_iter().for_each(|wish| self.wish(wish));
+        for wish in wishes {
+            // A list that comes while one is being inspected has nothing to add to the answer.
+            if !self.asking.contains(&wish.name) {
+                self.wish(wish);
+            }
+        }
         self.state(facts).await
     }
 
