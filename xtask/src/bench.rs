@@ -8,7 +8,7 @@ use crate::workspace::{as_root, cargo, is_root, succeed, target};
 
 #[derive(Args)]
 pub(crate) struct Bench {
-    /// One of them; all, one after the other, where none is named: about half an hour
+    /// One of them; all, one after the other, where none is named: about an hour
     #[command(subcommand)]
     what: Option<What>,
 }
@@ -25,7 +25,7 @@ enum What {
         /// Net namespaces, then changes
         numbers: Vec<u32>,
     },
-    /// Containers come and go at the machine's maximum rate, with and without the tracker; needs root, runc, containerd
+    /// Containers come and go at the machine's maximum rate, with and without the tracker; needs root and the runtimes
     Churn {
         /// Handed to the bench: `--scale 0.01` for a quick run, `--help` for all
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
