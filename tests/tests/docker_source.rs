@@ -1,5 +1,6 @@
 //! The Docker source against the real dockerd of the distribution: its own containerd, data, socket and image.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
@@ -12,7 +13,7 @@ use tracker::container::{Address, Details, Grade, Health as Checked, Mount, Reso
 use tracker::fact::Source as By;
 use tracker::source::health::{Condition, Health};
 use tracker::source::{containerd, docker};
-use tracker::{Config, Container, Reader, Tracker};
+use tracker::{ById, Config, Container, Reader, Tracker};
 use tracker_tests::docker::{CRUN, Docker, RUNC};
 use tracker_tests::runc::Kind as Oci;
 use tracker_tests::wait::eventually;
@@ -540,6 +541,32 @@ fn what_changed_behind_a_killed_daemon_is_told(mut docker: Docker) -> Result<[(u
     let removed = source.until(&removed, "it is over", |it| it.state.is_over());
     assert_eq!((removed.exit, removed.started_at), (None, None), "it never ran");
     Ok([old, inode(&docker)?])
+}
+
+#[test]
+fn ids_of_two_runtimes_that_begin_alike_are_told_apart() -> Result<()> {
+    require_docker!();
+    require!(requirement::program("ctr"));
+    let docker = Docker::start()?;
+    let long = docker.run(&["--name", "long"], SLEEP)?;
+    // What people call Docker's is the whole id of one of containerd's own.
+    let short = &long[..12];
+    let containerd = docker.containerd();
+    containerd.import_image("default")?;
+    containerd.run("default", short, &[], SLEEP)?;
+    let mut source = Source::with(&docker, |config| config.containerd.sockets = vec![containerd.socket()])?;
+    source.until_inspected(&long, State::Running);
+    source.until(short, "containerd told of it", |it| it.image.is_some() && it.state == State::Running);
+    let pids = [docker.pid(&long)?, containerd.pid("default", short)?];
+    let reader = &mut source.reader;
+    for (asked, expected) in [(&*long, Some(pids[0])), (&long[..13], Some(pids[0])), (short, Some(pids[1]))] {
+        let ById::Found(found) = reader.by_id(asked) else { panic!("{asked} is one") };
+        assert_eq!(found.pid(), expected, "{asked}");
+    }
+    let ById::Ambiguous(both) = reader.by_id(&long[..11]) else { panic!("which?") };
+    let both: BTreeSet<_> = both.iter().map(|container| &*container.id).collect();
+    assert_eq!(both, BTreeSet::from([&*long, short]));
+    Ok(())
 }
 
 #[test]

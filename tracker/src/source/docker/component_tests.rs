@@ -42,6 +42,10 @@ struct World {
     containers: BTreeMap<String, (Value, Option<Value>)>,
     /// Inspections of these are never answered.
     stuck: Vec<String>,
+    /// Inspections of these are answered when all of them have been asked for.
+    together: Vec<String>,
+    /// How often each was asked for.
+    inspected: HashMap<String, usize>,
     /// What its names for OCI runtimes mean.
     runtimes: Value,
     calls: HashMap<&'static str, usize>,
@@ -143,6 +147,13 @@ impl Fake {
         }
         let id = path.strip_prefix("/containers/")?.strip_suffix("/json")?;
         self.count("inspect");
+        self.with(|world| *world.inspected.entry(id.to_owned()).or_default() += 1);
+        let is_awaited = |world: &mut World| world.together.iter().any(|other| !world.inspected.contains_key(other));
+        if self.with(|world| world.together.iter().any(|other| other == id)) {
+            while self.with(is_awaited) {
+                tokio::task::yield_now().await;
+            }
+        }
         if self.with(|world| world.stuck.iter().any(|stuck| stuck == id)) {
             std::future::pending::<()>().await;
         }
@@ -301,23 +312,48 @@ fn is_inspected(statement: &Statement) -> bool {
 #[tokio::test]
 async fn a_thousand_containers_are_told_whole_with_four_calls_in_flight() {
     let ((_directory, path), fake) = (socket(), Fake::new());
-    (0..1_000).for_each(|n| fake.put(&format!("c{n}"), |_, _| ()));
+    let id = |n: usize| format!("{n:064x}");
+    let address = |n: usize| format!("172.29.{}.{}", n / 250, n % 250 + 1);
+    for n in 0..1_000 {
+        fake.put(&id(n), |summary, inspection| {
+            (summary["Names"], inspection["Name"]) = (json!([format!("/web{n}")]), format!("/web{n}").into());
+            for told in [summary, inspection] {
+                told["NetworkSettings"]["Networks"]["lab"]["IPAddress"] = address(n).into();
+            }
+        });
+    }
+    // The first ones are answered when as many are asked for at a time.
+    fake.with(|world| world.together = (0..3).map(id).collect());
     let _serving = fake.serve(&path);
     let mut watched = Watched::on(&path);
     watched.until("all are inspected", |it| it.stated.len() == 1_000 && it.stated.values().all(is_inspected)).await;
-    let statement = &watched.stated["c7"];
-    assert_eq!(statement.name.as_deref(), Some("c7"));
-    let details = statement.details.as_ref().unwrap();
-    let addresses: Vec<_> = details.addresses.iter().flat_map(|all| all.iter()).map(|it| it.ip.to_string()).collect();
-    assert_eq!(addresses, ["172.29.77.2", "fd00:77::2"]);
-    let ports: Vec<_> = details.ports.iter().flat_map(|all| all.iter()).map(|it| (it.container, it.host)).collect();
-    assert_eq!(ports, [(80, Some(18_080))], "once for both families");
-    let image = statement.image.as_ref().unwrap();
-    assert_eq!((image.id.as_deref(), image.digest.as_deref()), (Some(IMAGE_ID), Some("sha256:d")));
-    assert_eq!(statement.details.as_ref().unwrap().hostname.as_deref(), Some("webby"));
-    assert_eq!(statement.task, None, "its pid is nobody's here");
+    for n in 0..1_000 {
+        let statement = &watched.stated[&id(n)];
+        assert_eq!(statement.name.as_deref(), Some(&*format!("web{n}")));
+        assert_eq!((statement.state, statement.host_network), (Some(State::Running), Some(false)));
+        assert!(statement.created_at.is_some() && statement.started_at.is_some());
+        assert_eq!(statement.labels, Some([("a", "b")].into_iter().collect()));
+        let image = statement.image.as_ref().unwrap();
+        assert_eq!((image.name.as_deref(), image.id.as_deref()), (Some("busybox:test"), Some(IMAGE_ID)));
+        assert_eq!(image.digest.as_deref(), Some("sha256:d"));
+        let runtime = statement.runtime.as_ref().unwrap();
+        assert_eq!((runtime.name.as_deref(), runtime.oci.as_deref()), (Some("docker"), Some("runc")));
+        let details = statement.details.as_ref().unwrap();
+        let addresses: Vec<_> = details.addresses.iter().flat_map(|all| all.iter()).collect();
+        assert_eq!(addresses.iter().map(|it| it.ip.to_string()).collect::<Vec<_>>(), [&address(n), "fd00:77::2"]);
+        let ports: Vec<_> = details.ports.iter().flat_map(|all| all.iter()).map(|it| (it.container, it.host)).collect();
+        assert_eq!(ports, [(80, Some(18_080))], "once for both families");
+        let mounts: Vec<_> = details.mounts.iter().flat_map(|all| all.iter()).map(|it| &*it.destination).collect();
+        assert_eq!(mounts, ["/data", "/scratch"]);
+        let limits = details.resources.as_ref().unwrap();
+        assert_eq!((limits.cpu_millis, limits.memory, limits.pids), (Some(500), Some(64 << 20), Some(50)));
+        assert_eq!((details.hostname.as_deref(), details.restart_count), (Some("webby"), Some(0)));
+        assert_eq!(statement.task, None, "its pid is nobody's here");
+    }
     assert_eq!(fake.calls("inspect"), 1_000);
-    assert!(fake.with(|world| world.most_in_flight) <= 4);
+    assert!(fake.with(|world| world.inspected.values().all(|calls| *calls == 1)), "each once");
+    let most = fake.with(|world| world.most_in_flight);
+    assert!((3..=4).contains(&most), "{most} calls at a time");
     watched.stop().await;
 }
 
@@ -413,6 +449,9 @@ async fn one_that_is_gone_or_stuck_costs_no_other() {
     let stuck = watched.until_stated("stuck", told).await;
     assert_eq!((stuck.name.as_deref(), stuck.state), (Some("stuck"), Some(State::Running)));
     assert!(watched.stated.contains_key("gone") && watched.live, "an event will say so");
+    fake.with(|world| world.containers.remove("gone"));
+    fake.tell("gone", "destroy", json!({}));
+    watched.until("its removal", |it| !it.stated.contains_key("gone")).await;
     fake.with(|world| world.stuck.clear());
     let unstuck = watched.until_stated("stuck", is_inspected).await;
     assert_eq!(unstuck.missing.iter().filter(|(field, _)| *field == "details").count(), 0);
