@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anyhow::Result;
@@ -13,6 +14,7 @@ use tracker::source::task::Task;
 use tracker::{BootTime, Config, Container, Tracker};
 use tracker_tests::bundle::{Bundle, RootFs};
 use tracker_tests::containerd::Containerd;
+use tracker_tests::process::Process;
 use tracker_tests::runc::{Kind as Runc, Runtime};
 use tracker_tests::wait::eventually;
 use tracker_tests::{process, require, requirement};
@@ -116,12 +118,55 @@ fn a_container_of_containerd_is_found_through_its_shim_alone() -> Result<()> {
 }
 
 #[test]
+fn a_container_of_a_runtime_of_unknown_name_and_state_is_known_by_the_command_line_above_it() -> Result<()> {
+    require!(Runc::Runc.requirement());
+    let temp = tempfile::tempdir()?;
+    let (rootfs, program) = (RootFs::create(temp.path())?, temp.path().join("myrt"));
+    process::copy_program(&requirement::program("runc").map_err(anyhow::Error::msg)?, &program)?;
+    let id = format!("tracker-test-myrt-{}", std::process::id());
+    let bundle = Bundle::create_with(temp.path(), "bundle", &rootfs, &["sleep", "600"], annotated)?;
+    let mut command = Command::new(&program);
+    command.args(["--root", "state", "run", "--bundle", "bundle", &id]).current_dir(temp.path());
+    let runtime = Process::start(&mut command, &temp.path().join("log"))?;
+    let state = temp.path().join("state").join(&id).join("state.json");
+    let init = eventually("it runs", || {
+        let state: Value = serde_json::from_slice(&fs::read(&state).ok()?).ok()?;
+        let pid = u32::try_from(state["init_process_pid"].as_u64()?).ok()?;
+        fs::read_to_string(format!("/proc/{pid}/comm")).ok().filter(|name| name == "sleep\n").map(|_| pid)
+    });
+    // Nobody else reads what it keeps.
+    let kept = fs::read(&state)?;
+    fs::remove_file(&state)?;
+    let tracker = tracker(Vec::new())?;
+    show(&tracker, init)?;
+    let container = vouched_for(&tracker, init);
+    assert_eq!((&*container.id, container.name.as_deref()), (&*id, Some("nginx")));
+    assert_eq!(container.bundle.as_deref(), bundle.path().to_str());
+    assert_eq!(container.runtime.oci.as_deref(), Some("myrt"));
+    assert_eq!(container.task.map(|task| task.pid), Some(init));
+    drop(tracker);
+
+    // Somebody else's program says what it likes.
+    std::os::unix::fs::chown(&program, Some(65_534), None)?;
+    let strict = self::tracker(Vec::new())?;
+    show(&strict, init)?;
+    let looked_at = || strict.stats().proc.unknown.load(Relaxed);
+    eventually("it has been looked for", || (looked_at() > 0).then_some(()));
+    assert_eq!(strict.reader().by_pid(init).container().map(|container| container.kind), Some(Kind::Unmanaged));
+
+    fs::write(&state, kept)?;
+    process::run(Command::new(&program).args(["--root", "state", "delete", "--force", &id]).current_dir(temp.path()))?;
+    drop(runtime);
+    Ok(())
+}
+
+#[test]
 fn what_no_runtime_knows_stays_unmanaged() -> Result<()> {
     require!(requirement::root(), requirement::program("unshare"));
     let temp = tempfile::tempdir()?;
     let roots = vec![temp.path().join("nothing"), Path::new("/proc").to_owned()];
-    let mut unshare = std::process::Command::new("unshare");
-    let child = process::Process::start(unshare.args(["--mount", "sleep", "600"]), &temp.path().join("log"))?;
+    let mut unshare = Command::new("unshare");
+    let child = Process::start(unshare.args(["--mount", "sleep", "600"]), &temp.path().join("log"))?;
     let own = fs::read_link("/proc/self/ns/mnt")?;
     let theirs = format!("/proc/{}/ns/mnt", child.pid());
     eventually("it is in a mount namespace of its own", || (fs::read_link(&theirs).ok()? != own).then_some(()));

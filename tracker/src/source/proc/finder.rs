@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::sys::stat::{FileStat, fstat, fstatat};
 
+use super::invocation::{self, Invoked};
 use super::owner::{self, Owner};
 use super::state_file::{self, StateFile};
 use super::{Config, Stats};
@@ -114,7 +115,10 @@ impl Finder {
             Some(place) if place.domain == Domain::Host || place.domain == Domain::User(candidate.view.uid) => {
                 self.state(candidate, place)
             }
-            _ => Found::Nothing(self.own.and_then(|host| looked(&candidate, host)).map(Box::new)),
+            _ => match self.told_by_command_line(&candidate) {
+                Some(place) => self.state(candidate, &place),
+                None => Found::Nothing(self.own.and_then(|host| looked(&candidate, host)).map(Box::new)),
+            },
         };
         candidates.into_iter().map(|candidate| candidate.map_or_else(|without| without, find)).collect()
     }
@@ -232,6 +236,15 @@ impl Finder {
                 seen.insert(path, remembered);
             }
         }
+    }
+
+    /// What the runtime above it was told, where no state directory knows it.
+    fn told_by_command_line(&self, candidate: &Candidate) -> Option<Place> {
+        let (host, namespaces) = (self.own?, candidate.view.namespaces);
+        let Invoked { root, id, file } = invocation::above(&candidate.view, host)?;
+        let bundle = read_bundle(Domain::Host, &file.bundle).ok()?;
+        let place = Place { domain: Domain::Host, root, id, state: State::Running, file };
+        invocation::can_be_init(&bundle, namespaces, host).then_some(place)
     }
 
     /// All that is known of a container that was found.

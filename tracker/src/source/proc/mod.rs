@@ -3,7 +3,8 @@
 //! Containers that were there before the tracker, and those whose start nothing held, are known to the collection by
 //! their first process alone. It asks for a closer look at such a [`Birth`], and this source searches the state
 //! directories of the OCI runtimes for the container whose init has the same pid *and* the same start time. A state
-//! directory speaks for its owner: root for every container, a user for containers that run as this user.
+//! directory speaks for its owner: root for every container, a user for containers that run as this user. Where none knows
+//! it, the command line of a runtime of root's above the process tells its id and bundle.
 //! The bundle's `config.json`, the shim or conmon above the process, and the process itself tell the rest, which is
 //! stated under the same key as the barrier and the runtimes' sources use.
 //!
@@ -18,6 +19,7 @@
 //! audit brings it again.
 
 mod finder;
+mod invocation;
 pub(crate) mod owner;
 pub(crate) mod state_file;
 
