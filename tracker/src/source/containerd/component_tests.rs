@@ -19,7 +19,7 @@ use crate::fact::{Fact, Statement, What};
 use crate::source::health::Condition;
 
 /// Longer than anything here takes on the slowest machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The source, running, and what it has stated so far.
 struct Watched {
@@ -174,6 +174,55 @@ async fn an_image_s_blobs_are_read_once_however_often_images_are_listed() {
     assert_eq!((image.id.as_deref(), image.platform.as_deref()), (Some("sha256:config"), Some("linux/amd64")));
     // The manifest and the config.
     assert_eq!(watched.stats.calls_catalog.load(Relaxed), 2);
+    watched.stop().await;
+}
+
+#[tokio::test]
+async fn a_thousand_containers_are_told_whole_with_four_calls_in_flight_there_before_or_new() {
+    let (_directory, path) = socket();
+    let containerd = Containerd::default();
+    containerd.put("sha256:index", r#"{"manifests":[{"digest":"sha256:manifest"}]}"#);
+    containerd.put("sha256:manifest", r#"{"config":{"digest":"sha256:config"}}"#);
+    containerd.put("sha256:config", r#"{"os":"linux","architecture":"amd64"}"#);
+    containerd.tag("k8s.io", "docker.io/library/busybox:test", "sha256:index");
+    let begin = |id: &str| {
+        containerd.replay("k8s.io", id);
+        // More than a pid can be.
+        containerd.start("k8s.io", id, 5_000_000);
+    };
+    let number = 1_000_usize;
+    (0..number).for_each(|n| begin(&format!("before-{n}")));
+    // As long as a real one takes: whoever asks for more at a time does so now.
+    containerd.answer("", Manner::Late(Duration::from_millis(2)));
+    let _fake = containerd.serve(&path);
+    let mut watched = Watched::on(&path);
+    let is_told = |told: &Statement| {
+        told.state == Some(State::Running) && told.image.as_ref().is_some_and(|image| image.id.is_some())
+    };
+    let all = |number| move |it: &Watched| it.live && it.stated.len() == number && it.stated.values().all(is_told);
+    watched.until("all from before", all(number)).await;
+    assert_eq!(containerd.calls("Containers.Get"), 0, "a list tells all of them");
+    (0..number).for_each(|n| begin(&format!("new-{n}")));
+    watched.until("all new ones", all(2 * number)).await;
+    let told = containerd.calls("Containers.Get");
+    assert!((1..=number as u32).contains(&told), "{told} calls for {number} new ones");
+
+    for (key, told) in &watched.stated {
+        assert_eq!((told.kind, told.name.as_deref(), told.task), (Some(Kind::Container), Some("front"), None), "{key}");
+        let pod = told.pod.as_ref().unwrap();
+        assert_eq!((pod.name.as_deref(), pod.namespace.as_deref()), (Some("web"), Some("shop")));
+        assert!(pod.uid.is_some() && pod.sandbox_id.is_some() && told.annotations.is_some(), "{key}");
+        let image = told.image.as_ref().unwrap();
+        assert_eq!((image.id.as_deref(), image.digest.as_deref()), (Some("sha256:config"), Some("sha256:index")));
+        let runtime = told.runtime.as_ref().unwrap();
+        assert_eq!((runtime.handler.as_deref(), runtime.oci.as_deref()), (Some("io.containerd.runc.v2"), Some("runc")));
+        let details = told.details.as_ref().unwrap();
+        assert!(details.mounts.is_some() && details.resources.as_ref().is_some_and(|it| it.memory == Some(64 << 20)));
+    }
+    // For all that are made from an image, not for each.
+    assert!(containerd.calls("Content.Read") <= 20, "{} blobs", containerd.calls("Content.Read"));
+    let most = containerd.most_in_flight();
+    assert!((2..=4).contains(&most), "{most} calls in flight");
     watched.stop().await;
 }
 

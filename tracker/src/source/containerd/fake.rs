@@ -30,6 +30,9 @@ use tonic::server::Grpc;
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 
+/// A pod's container in containerd 1.6's own words.
+const RECORD: &[u8] = include_bytes!("recorded/record.bin");
+
 /// How a fake answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Manner {
@@ -53,6 +56,8 @@ pub(super) struct World {
     blobs: BTreeMap<String, Vec<u8>>,
     subscribers: Vec<mpsc::Sender<Result<Envelope, Status>>>,
     calls: BTreeMap<&'static str, u32>,
+    in_flight: usize,
+    most_in_flight: usize,
     manners: BTreeMap<&'static str, Manner>,
 }
 
@@ -81,6 +86,17 @@ impl Containerd {
             world.containers.insert((namespace.into(), container.id.clone()), container);
         });
         self.announce(namespace, &event);
+    }
+
+    /// Makes a record like the recorded one.
+    pub(super) fn replay(&self, namespace: &str, id: &str) {
+        let recorded: api::Container = Message::decode(RECORD).unwrap();
+        self.create(namespace, api::Container { id: id.into(), ..recorded });
+    }
+
+    /// How many calls were under way at one time.
+    pub(super) fn most_in_flight(&self) -> usize {
+        self.world(|world| world.most_in_flight)
     }
 
     /// Changes a container's labels.
@@ -266,6 +282,8 @@ impl Containerd {
     fn enter(&self, call: &'static str) -> Manner {
         self.world(|world| {
             *world.calls.entry(call).or_default() += 1;
+            world.in_flight += 1;
+            world.most_in_flight = world.most_in_flight.max(world.in_flight);
             world.manners.get(call).or(world.manners.get("")).copied().unwrap_or(Manner::Proper)
         })
     }
@@ -330,9 +348,9 @@ impl Containerd {
     {
         let containerd = self.clone();
         let service = tower::service_fn(move |request: HttpRequest| {
-            let (manner, proper) = (containerd.enter(call), proper.clone());
+            let (manner, proper, containerd) = (containerd.enter(call), proper.clone(), containerd.clone());
             async move {
-                Ok::<_, Infallible>(match manner {
+                let answer = match manner {
                     Manner::Proper => proper(request).await.map(Body::new),
                     Manner::Silent => std::future::pending().await,
                     Manner::Late(time) => {
@@ -344,7 +362,9 @@ impl Containerd {
                         .header("content-type", "application/grpc")
                         .body(Body::from(&b"\0\0\0\0\x04\x0a\x05\xff\xff"[..]))
                         .unwrap(),
-                })
+                };
+                containerd.world(|world| world.in_flight -= 1);
+                Ok::<_, Infallible>(answer)
             }
         });
         Router::new().route(path, post_service(service))

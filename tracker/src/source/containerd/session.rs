@@ -45,8 +45,9 @@ use crate::source::process::identity_in;
 use crate::source::supervise::End;
 use crate::time::BootTime;
 
-/// Records read at the same time. More wait in the ledger's order.
-const CONCURRENT_DESCRIPTIONS: usize = 4;
+/// Records read at the same time. More wait in the ledger's order. With a list and a list of images beside them, four calls
+/// are under way, and no more unless shims hang.
+const CONCURRENT_DESCRIPTIONS: usize = 2;
 /// Events applied in one step, before what they changed is stated.
 const MAX_BATCH: usize = 1024;
 /// After the first list, the second one comes this soon.

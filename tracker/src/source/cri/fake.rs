@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -37,7 +38,15 @@ pub(super) enum Manner {
     Unknown,
     /// That there is no such thing.
     NotFound,
+    /// As a real one does, after a while.
+    Late(Duration),
 }
+
+/// What containerd 1.6 answered when it was asked for the status of a pod and of a container in it, verbosely.
+const POD: &[u8] = include_bytes!("recorded/pod-status.bin");
+const CONTAINER: &[u8] = include_bytes!("recorded/container-status.bin");
+/// More than a pid can be: the recorded ones may be somebody's here.
+const NO_PID: u32 = 5_000_000;
 
 type Event = cri::ContainerEventResponse;
 
@@ -51,6 +60,8 @@ struct World {
     infos: BTreeMap<String, String>,
     subscribers: Vec<mpsc::Sender<Result<Event, Status>>>,
     calls: BTreeMap<&'static str, u32>,
+    in_flight: usize,
+    most_in_flight: usize,
     manners: BTreeMap<&'static str, Manner>,
 }
 
@@ -98,6 +109,27 @@ impl Server {
             cri::PodSandboxStatus { id: id.clone(), metadata, network, labels, created_at: 1, ..Default::default() };
         self.world(|world| world.pods.insert(id.clone(), status));
         self.announce(&id, &id, cri::ContainerEventType::ContainerStartedEvent);
+    }
+
+    /// Has a pod like the recorded one, with containers like the recorded one.
+    pub(super) fn replay(&self, pod: &str, containers: &[String]) {
+        let cri::PodSandboxStatusResponse { status, info, .. } = Message::decode(POD).unwrap();
+        let mut status = status.unwrap();
+        let recorded_pod = std::mem::replace(&mut status.id, pod.into());
+        self.inform(pod, &with_ids(&info["info"], &[(&recorded_pod, pod)]));
+        self.world(|world| world.pods.insert(pod.into(), status));
+        for id in containers {
+            let cri::ContainerStatusResponse { status, info } = Message::decode(CONTAINER).unwrap();
+            let mut status = status.unwrap();
+            let recorded = std::mem::replace(&mut status.id, id.clone());
+            self.inform(id, &with_ids(&info["info"], &[(&recorded_pod, pod), (&recorded, id)]));
+            self.world(|world| world.containers.insert(id.clone(), (pod.into(), status)));
+        }
+    }
+
+    /// How many calls were under way at one time.
+    pub(super) fn most_in_flight(&self) -> usize {
+        self.world(|world| world.most_in_flight)
     }
 
     /// Creates a container in a pod.
@@ -272,18 +304,27 @@ impl Server {
             let proper = proper.clone();
             let manner = server.world(|world| {
                 *world.calls.entry(call).or_default() += 1;
+                world.in_flight += 1;
+                world.most_in_flight = world.most_in_flight.max(world.in_flight);
                 world.manners.get(call).or(world.manners.get("")).copied().unwrap_or(Manner::Proper)
             });
+            let server = server.clone();
             async move {
                 let bare = || HttpResponse::builder().header("content-type", "application/grpc");
-                Ok::<_, Infallible>(match manner {
+                let answer = match manner {
                     Manner::Proper => proper(request).await.map(Body::new),
+                    Manner::Late(time) => {
+                        tokio::time::sleep(time).await;
+                        proper(request).await.map(Body::new)
+                    }
                     Manner::Silent => std::future::pending().await,
                     // A frame of four bytes: field 1, five bytes long, of which two are there.
                     Manner::Garbage => bare().body(Body::from(&b"\0\0\0\0\x04\x0a\x05\xff\xff"[..])).unwrap(),
                     Manner::Unknown => bare().header("grpc-status", "12").body(Body::empty()).unwrap(),
                     Manner::NotFound => bare().header("grpc-status", "5").body(Body::empty()).unwrap(),
-                })
+                };
+                server.world(|world| world.in_flight -= 1);
+                Ok::<_, Infallible>(answer)
             }
         });
         Router::new().route(&format!("/runtime.v1.RuntimeService/{call}"), post_service(service))
@@ -304,6 +345,14 @@ impl Drop for Fake {
             runtime.shutdown_background();
         }
     }
+}
+
+/// A recorded text about others than the recorded ones.
+fn with_ids(recorded: &str, ids: &[(&str, &str)]) -> String {
+    let text = ids.iter().fold(recorded.to_owned(), |text, (former, id)| text.replace(former, id));
+    let mut info: serde_json::Value = serde_json::from_str(&text).unwrap();
+    info["pid"] = NO_PID.into();
+    info.to_string()
 }
 
 fn info(world: &World, id: &str) -> HashMap<String, String> {
