@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![allow(clippy::print_stderr, reason = "what was measured is told")]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -15,7 +16,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tracker_tests::containerd::{Containerd, IMAGE};
 use tracker_tests::daemon::Daemon;
+use tracker_tests::docker::Docker;
 use tracker_tests::house::{House, PATIENT};
+use tracker_tests::podman::Podman;
 use tracker_tests::runc::Kind as Oci;
 use tracker_tests::silent_fs::{self, SilentFs};
 use tracker_tests::wait::eventually;
@@ -142,6 +145,108 @@ fn however_many_files_do_not_answer_looking_goes_on_when_they_do() -> Result<()>
     let lines = daemon.sources("containerd")?;
     assert!(!lines.iter().any(|line| line["what"] == told["what"]), "all is well again: {lines:#?}");
     assert_eq!(daemon.metric("tracker_find_looks_behind")?, 0.0);
+    Ok(())
+}
+
+#[test]
+fn each_usual_path_below_the_hosts_root_is_used_where_it_is_roots_and_refused_where_it_is_not() -> Result<()> {
+    require!(requirement::root(), requirement::program("containerd"), requirement::program("ctr"));
+    require!(requirement::program("dockerd"), requirement::program("docker"), Podman::requirement());
+    let (docker, mut podman) = (Docker::start()?, Podman::start()?);
+    podman.serve()?;
+    let pods = Containerd::start_with_cri()?;
+    let root = tempfile::Builder::new().prefix("fnd-").tempdir()?;
+    let daemon = tracker(&format!("host-root = {:?}\nforget-ms = 1000\n", root.path()))?;
+    let table = [
+        ("containerd", "run/containerd/containerd.sock", docker.containerd().socket()),
+        ("containerd", "run/docker/containerd/containerd.sock", docker.containerd().socket()),
+        ("containerd", "run/k3s/containerd/containerd.sock", docker.containerd().socket()),
+        ("containerd", "run/k0s/containerd.sock", docker.containerd().socket()),
+        ("containerd", "var/snap/microk8s/common/run/containerd.sock", docker.containerd().socket()),
+        ("docker", "run/docker.sock", docker.socket()),
+        ("docker", "run/snap.docker/docker.sock", docker.socket()),
+        ("podman", "run/podman/podman.sock", podman.socket()),
+        ("cri", "run/crio/crio.sock", pods.socket()),
+        ("cri", "run/cri-dockerd.sock", pods.socket()),
+    ];
+    let (commons, uid) = (commons()?, 4713);
+    let theirs = |n: usize| commons.path().join(n.to_string());
+    let _listeners = listeners_of(uid, (0..table.len()).map(theirs).collect());
+    for (n, (source, path, socket)) in table.iter().enumerate() {
+        let path = root.path().join(path);
+        fs::create_dir_all(path.parent().unwrap())?;
+        symlink(socket, &path)?;
+        let live = line(&daemon, source, &path, "live");
+        assert_eq!(live["origin"], "usual path", "{live:#}");
+        fs::remove_file(&path)?;
+
+        // A user's listener behind a file that is root's.
+        nix::unistd::chown(&theirs(n), Some(0.into()), None)?;
+        symlink(theirs(n), &path)?;
+        eventually("it is refused", || {
+            let lines = daemon.sources(source).ok()?.into_iter();
+            let mut lines = lines.filter(|line| line["what"] == *path.display().to_string());
+            lines.find(|line| line["detail"].as_str().is_some_and(|why| why.contains("uid 4713")))
+        });
+        fs::remove_file(&path)?;
+    }
+    // A user's own are asked, and speak for that user.
+    let (users, listening) = (root.path().join(format!("run/user/{uid}")), self::commons()?);
+    for (n, (source, path)) in [
+        ("docker", "docker.sock"),
+        ("containerd", "docker/containerd/containerd.sock"),
+        ("containerd", "containerd/containerd.sock"),
+        ("podman", "podman/podman.sock"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let (path, socket) = (users.join(path), listening.path().join(n.to_string()));
+        let _listener = listeners_of(uid, vec![socket.clone()]);
+        fs::create_dir_all(path.parent().unwrap())?;
+        symlink(&socket, &path)?;
+        line(&daemon, source, &path, "waiting");
+        let found = format!("found source={source} path={:?} domain=User({uid})", path.display().to_string());
+        assert!(daemon.log().contains(&found), "{found}: {}", daemon.log());
+    }
+    Ok(())
+}
+
+/// The tracker as it runs in a container of its own: with another root directory, in which the host's is at `/host`.
+#[test]
+fn a_tracker_in_a_container_finds_the_hosts_runtimes_below_the_hosts_root() -> Result<()> {
+    require!(requirement::root(), requirement::tracker(), requirement::program("unshare"));
+    require!(requirement::program("containerd"), requirement::program("runc"), requirement::program("chroot"));
+    let containerd = Containerd::start()?;
+    let digest = containerd.import_image("default")?;
+    let ids = ["before", "after"].map(|when| format!("found-{when}-{}", std::process::id()));
+    containerd.run("default", &ids[0], &[], &["sleep", "1000"])?;
+    let root = tempfile::Builder::new().prefix("fnd-").tempdir()?;
+    // Neither /run nor /var is the host's, and /tmp only to be configured and asked there.
+    let script = "set -e; root=$0; program=$1; shift; mkdir $root/host; mount --rbind / $root/host
+        for name in proc sys dev tmp usr lib lib64 etc; do
+            test -d /$name && mkdir $root/$name && mount --rbind /$name $root/$name; done
+        cp $program $root/tracker; exec chroot $root /tracker \"$@\"";
+    let wrapper = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script];
+    let mut wrapper: Vec<&OsStr> = wrapper.iter().map(OsStr::new).collect();
+    wrapper.push(root.path().as_os_str());
+    let daemon = Daemon::start_by(
+        &wrapper,
+        "[barrier]\nenabled = false\n[containerd]\nsockets = []\nsockets-if-present = []\n\
+         [find]\ninterval-ms = 500\nhost-root = '/host'\n",
+    )?;
+    let below = Path::new("/host").join(containerd.socket().strip_prefix("/")?);
+    let found = line(&daemon, "containerd", &below, "live");
+    assert_eq!(found["origin"], format!("process {}", containerd.daemon().unwrap().pid()));
+    containerd.run("default", &ids[1], &[], &["sleep", "1000"])?;
+    for id in &ids {
+        let is_told = |container: &Value| container["image"]["digest"] == *digest && container["awaiting"] == json!([]);
+        let container = eventually("all is known", || daemon.in_state(id, "running").filter(is_told));
+        assert_eq!((&container["image"]["name"], &container["domain"]), (&json!(IMAGE), &Value::Null), "{container:#}");
+        let pid = containerd.pid("default", id)?;
+        assert_eq!((&container["pid"], &container["kind"]), (&json!(pid), &json!("container")), "{container:#}");
+        assert_eq!(container["mntns"], json!(kernel::namespace(pid, "mnt")?), "{container:#}");
+    }
     Ok(())
 }
 

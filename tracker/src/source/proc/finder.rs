@@ -22,7 +22,7 @@ use crate::enrich::recognise::{Parent, Shown, recognise};
 use crate::enrich::{oci, scope};
 use crate::fact::{Birth, Look, Statement};
 use crate::source::file::{self, Walk};
-use crate::source::task::{Task, TaskView, own_namespaces};
+use crate::source::task::{Task, TaskView, host_namespaces, own_namespaces};
 
 const USUAL_ROOTS: [&str; 4] = ["/run/runc", "/run/crun", "/run/containerd/runc/*", "/run/docker/runtime-runc/*"];
 /// Where containerd's runc shim keeps runc's state when its options name no other place.
@@ -117,7 +117,10 @@ impl Finder {
             }
             _ => match self.told_by_command_line(&candidate) {
                 Some(place) => self.state(candidate, &place),
-                None => Found::Nothing(self.own.and_then(|host| looked(&candidate, host)).map(Box::new)),
+                // A tracker in a container of its own sees other files than the host, and the same processes.
+                None => Found::Nothing(
+                    host_namespaces().or(self.own).and_then(|host| looked(&candidate, host)).map(Box::new),
+                ),
             },
         };
         candidates.into_iter().map(|candidate| candidate.map_or_else(|without| without, find)).collect()
