@@ -100,6 +100,13 @@ pub fn veth(a: &Net, a_end: &str, b: &Net, b_end: &str) -> Result<()> {
     b.ip(&format!("link set {b_end} up"))
 }
 
+/// Subnets that no other test on the machine has: two for IPv4, one for IPv6; others for each of three `block`s.
+pub fn subnets(block: u32) -> ([String; 2], String) {
+    let (pid, first) = (std::process::id(), 64 * (block % 3 + 1));
+    let v4 = |n: u32| format!("10.{}.{}.{}/28", first + (pid >> 12) % 64, (pid >> 4) % 256, (pid % 4) * 64 + n * 16);
+    ([v4(0), v4(1)], format!("fd{block:02x}:{:x}:{:x}::/64", pid >> 16, pid % 65_536))
+}
+
 fn run(command: &mut Command) -> Result<Output> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim_end());

@@ -15,6 +15,7 @@ use tracker::source::health::{Condition, Health};
 use tracker::source::{containerd, docker};
 use tracker::{ById, Config, Container, Reader, Tracker};
 use tracker_tests::docker::{CRUN, Docker, RUNC};
+use tracker_tests::net::subnets;
 use tracker_tests::runc::Kind as Oci;
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
@@ -367,7 +368,7 @@ fn addresses_and_ports_of_every_network_are_told() -> Result<()> {
     require_docker!();
     let docker = Docker::start()?;
     let mut source = Source::start(&docker)?;
-    let (v4, v6) = networks();
+    let (v4, v6) = subnets(0);
     for (name, subnets) in [("one", vec![v4[0].as_str(), &v6]), ("two", vec![v4[1].as_str()])] {
         let mut create = vec!["network", "create", "--driver", "bridge", name];
         if subnets.len() > 1 {
@@ -406,13 +407,6 @@ fn addresses_and_ports_of_every_network_are_told() -> Result<()> {
     let host = source.until_inspected(&host, State::Running);
     assert_eq!((host.host_network, host.details.addresses.as_deref()), (Some(true), Some(&[][..])));
     Ok(())
-}
-
-/// Networks that no other test on the machine has: two for IPv4, one for IPv6.
-fn networks() -> ([String; 2], String) {
-    let pid = std::process::id();
-    let v4 = |n: u32| format!("10.{}.{}.{}/28", 64 + (pid >> 12) % 64, (pid >> 4) % 256, (pid % 4) * 64 + n * 16);
-    ([v4(0), v4(1)], format!("fd00:{:x}:{:x}::/64", pid >> 16, pid % 65_536))
 }
 
 #[test]

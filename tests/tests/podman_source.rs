@@ -17,6 +17,7 @@ use tracker::source::find;
 use tracker::source::health::{Condition, Health as Line};
 use tracker::source::podman::{self, Stats};
 use tracker::{Config, Container, Reader, Tracker};
+use tracker_tests::net::subnets;
 use tracker_tests::podman::{IMAGE, PAUSE_IMAGE, Podman};
 use tracker_tests::process::Process;
 use tracker_tests::wait::eventually;
@@ -489,18 +490,11 @@ fn says(podman: &Podman, id: &str, template: &str) -> Result<String> {
     Ok(podman.podman(&["inspect", "--format", template, id])?.trim_end().to_owned())
 }
 
-/// Subnets that no other test on the machine has: two for IPv4, one for IPv6.
-fn subnets() -> ([String; 2], String) {
-    let pid = std::process::id();
-    let v4 = |n: u32| format!("10.{}.{}.{}/28", 128 + (pid >> 12) % 64, (pid >> 4) % 256, (pid % 4) * 64 + n * 16);
-    ([v4(0), v4(1)], format!("fd01:{:x}:{:x}::/64", pid >> 16, pid % 65_536))
-}
-
 #[test]
 fn addresses_and_ports_of_every_network_are_told_beside_a_service_alone() -> Result<()> {
     require!(Podman::requirement(), Podman::network_requirement());
     let mut podman = Podman::start()?;
-    let (v4, v6) = subnets();
+    let (v4, v6) = subnets(1);
     let networks = [name("one"), name("two")];
     podman.create_network(&networks[0], &[&v4[0], &v6])?;
     podman.create_network(&networks[1], &[&v4[1]])?;

@@ -327,17 +327,14 @@ impl Tracker {
         let hints = Arc::new(Notify::new());
         let hint = Arc::clone(&hints);
         runtime.spawn(async move {
-            while let Some(CloserLook { birth, is_claimed }) = closer_looks.recv().await {
+            while let Some(CloserLook { birth, is_claimed, lacks_bundle }) = closer_looks.recv().await {
                 // A full queue drops it: the next scan brings it again.
                 let _ = found_by_podman.try_send(birth);
-                if is_claimed {
-                    continue;
+                if !is_claimed {
+                    hint.notify_one();
+                    barrier.iter().for_each(|barrier| barrier.learn(&birth));
                 }
-                hint.notify_one();
-                if let Some(barrier) = &barrier {
-                    barrier.learn(&birth);
-                }
-                if found_by_proc.send(birth).await.is_err() {
+                if (!is_claimed || lacks_bundle) && found_by_proc.send(birth).await.is_err() {
                     return;
                 }
             }

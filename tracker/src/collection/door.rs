@@ -329,9 +329,10 @@ impl HeldFacts {
 pub(crate) struct CloserLook {
     /// Its first process.
     pub birth: Birth,
-    /// Whether somebody vouches for it already. Then it is podman that may know more: it has no daemon that would tell by
-    /// itself.
+    /// Whether somebody vouches for it already. Then podman may know more: it has no daemon that would tell by itself.
     pub is_claimed: bool,
+    /// Whether nobody has told where its bundle is, as no daemon does.
+    pub lacks_bundle: bool,
 }
 
 #[cfg(test)]

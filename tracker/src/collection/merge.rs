@@ -27,8 +27,7 @@ const KUBERNETES_FIRST: &[Source] = &[Kubernetes, Docker, Podman, Cri, Container
 const BUNDLE_FIRST: &[Source] = &[Kernel, Barrier, Proc, Docker, Podman, Cri, Containerd, Kubernetes, Manual];
 
 /// Which OCI runtime ran: the barrier saw it; containerd, CRI and Docker know which binary they meant to run; a state file
-/// shows only whose form it has, and is read or not depending on who else was quicker; Podman knows it by a name that
-/// somebody gave it.
+/// shows only whose form it has; Podman knows it by a name that somebody gave it.
 const BINARY_FIRST: &[Source] = &[Kernel, Barrier, Containerd, Cri, Docker, Proc, Podman, Kubernetes, Manual];
 
 /// The table. A field of [`Statement`] without a row does not compile.

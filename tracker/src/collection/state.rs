@@ -540,14 +540,16 @@ impl State {
     }
 }
 
-/// A run that lives, and that nobody vouches for, or of which podman has not told yet.
+/// A run that lives, and that nobody vouches for, or of which files tell what nobody has told yet.
 fn closer_look(run: &Run) -> Option<CloserLook> {
+    let birth = run.shown.birth.filter(|_| run.shown.ended.is_none())?;
+    let container = run.row.as_ref().map(|row| &row.container);
     let is_claimed = !run.keys.is_empty();
     let is_sandboxed = run.look.as_ref().is_some_and(|look| look.recognised.kind == Kind::SandboxedProcess);
-    let awaits_podman = || run.row.as_ref().is_some_and(|row| row.container.awaiting.contains(Source::Podman));
-    let birth =
-        run.shown.birth.filter(|_| run.shown.ended.is_none() && (!is_claimed && !is_sandboxed || awaits_podman()))?;
-    Some(CloserLook { birth, is_claimed })
+    let lacks_bundle = container.is_none_or(|container| container.bundle.is_none());
+    let awaits_podman = container.is_some_and(|container| container.awaiting.contains(Source::Podman));
+    let is_wanted = if is_claimed { lacks_bundle || awaits_podman } else { !is_sandboxed || awaits_podman };
+    is_wanted.then_some(CloserLook { birth, is_claimed, lacks_bundle })
 }
 
 #[cfg(test)]

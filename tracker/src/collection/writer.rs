@@ -324,8 +324,8 @@ fn offer(change: &RowChange) -> Option<Offer<'_>> {
 mod tests {
     use super::*;
     use crate::collection::door::Facts;
-    use crate::container::{Exit, Namespaces, TaskId};
-    use crate::fact::{Birth, End, Execution};
+    use crate::container::{ContainerId, ContainerKey, Domain, Exit, Namespaces, TaskId};
+    use crate::fact::{Birth, End, Execution, Statement};
 
     fn birth() -> Birth {
         Birth {
@@ -375,8 +375,32 @@ mod tests {
             writer.apply(vec![Fact { source: Source::Kernel, at: BootTime(800_000_000), what }]);
             writer.publish(Vec::new());
             let look = looks.try_recv().ok();
-            assert_eq!(look, is_looked_at.then_some(CloserLook { birth, is_claimed: false }));
+            assert_eq!(look, is_looked_at.then_some(CloserLook { birth, is_claimed: false, lacks_bundle: true }));
         }
+    }
+
+    #[test]
+    fn what_a_daemon_vouches_for_is_looked_at_until_its_bundle_is_known() {
+        let birth = birth();
+        let (mut writer, mut looks) = writer();
+        let key = ContainerKey {
+            domain: Domain::Host,
+            scope: "containerd/moby".into(),
+            id: ContainerId::new("web").unwrap(),
+        };
+        let mut scan = |source, bundle: Option<&str>| {
+            let statement =
+                Statement { task: Some(birth.task), bundle: bundle.map(Into::into), ..Statement::default() };
+            let stated = What::Stated { key: key.clone(), statement: Box::new(statement) };
+            let scanned = What::Scanned { inits: vec![birth], tasks: vec![birth.task] };
+            let fact = |source, what| Fact { source, at: BootTime(800_000_000), what };
+            writer.apply(vec![fact(source, stated), fact(Source::Kernel, scanned)]);
+            writer.publish(Vec::new());
+            looks.try_recv().ok()
+        };
+        let claimed = CloserLook { birth, is_claimed: true, lacks_bundle: true };
+        assert_eq!(scan(Source::Docker, None), Some(claimed));
+        assert_eq!(scan(Source::Proc, Some("/b")), None);
     }
 
     #[test]
@@ -387,7 +411,7 @@ mod tests {
             let what = What::Scanned { inits: vec![birth], tasks: vec![birth.task] };
             writer.apply(vec![Fact { source: Source::Kernel, at: BootTime(800_000_000), what }]);
             writer.publish(Vec::new());
-            assert_eq!(looks.try_recv(), Ok(CloserLook { birth, is_claimed: false }));
+            assert_eq!(looks.try_recv(), Ok(CloserLook { birth, is_claimed: false, lacks_bundle: true }));
             assert!(looks.try_recv().is_err(), "asked once at a time");
         }
         writer.publish(Vec::new());
