@@ -96,7 +96,7 @@ fn machine(runtime: &str, name: &str, root: &RootFs, directory: &Path) -> Result
     };
     let program = if runtime == "lxc" { "lxc-start" } else { runtime };
     // Both make cgroups beside or below the one that they are in.
-    let within = "for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do
+    let within = "for procs in /sys/fs/cgroup/cgroup.procs /sys/fs/cgroup/*/cgroup.procs; do test -e $procs &&
         mkdir -p \"${procs%/*}/$0\" && echo 0 > \"${procs%/*}/$0/cgroup.procs\"; done 2>/dev/null; exec \"$@\"";
     let mut command = Command::new("sh");
     command.args(["-c", within, &cgroup(), program]).args(words);
@@ -109,12 +109,26 @@ fn cgroup() -> String {
     format!("kinds-machines-{}", std::process::id())
 }
 
-/// Removes it.
+/// Ends who is left in it, and removes it.
 struct Cgroup;
+
+/// Who is in a cgroup, and below it.
+fn members(cgroup: &Path) -> Vec<u32> {
+    let own = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let below = fs::read_dir(cgroup).into_iter().flatten().flatten().map(|entry| entry.path());
+    let below = below.filter(|path| path.is_dir()).flat_map(|path| members(&path));
+    own.lines().filter_map(|pid| pid.parse().ok()).chain(below).collect()
+}
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
+        let hierarchies = fs::read_dir("/sys/fs/cgroup").into_iter().flatten().flatten().map(|entry| entry.path());
+        for pid in hierarchies.flat_map(|hierarchy| members(&hierarchy.join(cgroup()))) {
+            let _ = kill(process::pid(pid), Signal::SIGKILL);
+        }
         kernel::remove_cgroup(&cgroup());
+        // LXC leaves it behind, empty.
+        kernel::remove_cgroup("lxc.pivot");
     }
 }
 

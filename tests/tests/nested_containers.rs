@@ -246,8 +246,8 @@ fn a_bundle_named_through_the_hosts_root_is_not_read() -> Result<()> {
     place.create(Path::new(&magic), id).expect_err("its working directory is in no mount namespace of its own");
     let found = eventually("it is aborted", || daemon.in_state(id, "aborted"));
     assert_eq!((&found["annotations"], &found["domain"]), (&json!({}), &place.domain()?), "{found:#}");
-    let story = daemon.ask(&["explain", id])?.out;
-    assert!(story.contains("config.json"), "and says so: {story}");
+    let said = daemon.ask(&["explain", id])?;
+    assert!(said.out.contains("config.json"), "and says so: {said:#?}, the log:\n{}", daemon.log());
     Ok(())
 }
 
