@@ -137,9 +137,12 @@ impl Containerd {
         self.announce(namespace, &events::TaskDelete { container_id, id, pid, exit_status, exited_at: None });
     }
 
-    /// Points an image's name to a blob.
+    /// Points an image's name to a blob; makes its namespace, too, if there is none.
     pub(super) fn tag(&self, namespace: &str, name: &str, digest: &str) {
-        self.world(|world| world.images.insert((namespace.into(), name.into()), digest.into()));
+        self.world(|world| {
+            world.namespaces.insert(namespace.into());
+            world.images.insert((namespace.into(), name.into()), digest.into());
+        });
         self.announce(namespace, &api::ImageUpdate { name: name.into(), labels: Default::default() });
     }
 
