@@ -8,6 +8,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Result;
@@ -19,6 +20,7 @@ use tracker_tests::daemon::Daemon;
 use tracker_tests::docker::Docker;
 use tracker_tests::house::{House, PATIENT};
 use tracker_tests::podman::Podman;
+use tracker_tests::process::Process;
 use tracker_tests::runc::Kind as Oci;
 use tracker_tests::silent_fs::{self, SilentFs};
 use tracker_tests::wait::eventually;
@@ -72,6 +74,45 @@ fn a_containerd_at_an_unusual_path_is_found_by_its_process_and_forgotten_when_it
     });
     containerd.restart()?;
     line(&daemon, "containerd", &containerd.socket(), "live");
+    Ok(())
+}
+
+#[test]
+fn a_daemon_with_mounts_of_its_own_is_the_hosts_and_one_with_another_root_is_not() -> Result<()> {
+    require!(requirement::root(), requirement::program("containerd"), requirement::program("runc"));
+    require!(requirement::program("unshare"), requirement::program("pivot_root"));
+    let house = tempfile::tempdir()?;
+    let path = |name: &str| house.path().join(name);
+    // As a systemd unit with `PrivateTmp=` or `ProtectSystem=` has them.
+    let service = Process::start(Command::new("unshare").args(["--mount", "sleep", "1000"]), &path("service.log"))?;
+    // As a container has them that shares the host's pids and users.
+    let contain = "set -e; mount -t tmpfs none \"$1\"; cd \"$1\"; mkdir old\n\
+                   for of in bin dev etc lib lib64 proc run sbin sys tmp usr var; do\n\
+                   if [ -L /$of ]; then cp -a /$of .; elif [ -e /$of ]; then mkdir $of; mount --rbind /$of $of; fi\n\
+                   done; pivot_root . old; umount -l old; exec sleep 1000";
+    fs::create_dir(path("root"))?;
+    let mut contained = Command::new("unshare");
+    contained.args(["--mount", "--propagation", "private", "sh", "-c", contain, "sh"]).arg(path("root"));
+    let contained = Process::start(&mut contained, &path("contained.log"))?;
+    for of in [&service, &contained] {
+        let comm = format!("/proc/{}/comm", of.pid());
+        eventually("it is where it is to be", || (fs::read_to_string(&comm).ok()? == "sleep\n").then_some(()));
+    }
+    let looking = tracker("")?;
+    for (of, condition) in [(&service, "live"), (&contained, "refused")] {
+        let containerd = Containerd::start_inside(of.pid())?;
+        let told = Daemon::start(&format!("[containerd]\nsockets = [{:?}]\n", containerd.socket()))?;
+        let named = line(&told, "containerd", &containerd.socket(), condition);
+        let is_told = named["detail"].as_str().is_some_and(|detail| detail.contains("other files"));
+        assert_eq!(is_told, condition == "refused", "{named:#}");
+        // By the path that leads there from here, or through the process.
+        let socket = containerd.socket().display().to_string();
+        eventually(&format!("what is found is {condition}"), || {
+            let lines = looking.sources("containerd").ok()?;
+            let is_it = |line: &&Value| line["what"].as_str().is_some_and(|what| what.ends_with(&socket));
+            lines.iter().find(is_it).filter(|line| line["condition"] == condition).map(drop)
+        });
+    }
     Ok(())
 }
 

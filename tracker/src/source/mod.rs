@@ -18,6 +18,7 @@ pub mod health;
 mod http;
 pub mod images;
 pub mod manual;
+mod mounts;
 mod peer;
 pub mod podman;
 pub mod proc;

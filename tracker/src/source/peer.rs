@@ -3,7 +3,7 @@
 //! Anybody may listen on a file with a runtime's name. So nothing about the file is believed: the kernel recorded who
 //! called `listen`, and nobody who replaces the file between a look and the connect can change that. A listener's pids mean
 //! what they mean in its own pid namespace, and root inside a container is the same uid as the host's; therefore its
-//! namespaces are looked at, too.
+//! namespaces are looked at, too, and in a mount namespace of its own whether its files are the host's.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -14,6 +14,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{getsockopt, sockopt};
 
+use super::mounts;
 use super::task::{Task, host_namespaces, own_namespaces};
 use crate::container::{Domain, Namespaces};
 
@@ -34,8 +35,8 @@ pub(crate) fn file_id(path: &Path) -> Option<FileId> {
 
 /// Whether the listener at the other end of `stream` may speak for `domain`; the error is for people.
 pub(crate) fn check(stream: &impl AsFd, domain: Domain) -> Result<(), String> {
-    let listener = Listener::of(stream).map_err(|error| format!("ask who listens: {error}"))?;
     let host = host_namespaces().or_else(|| own_namespaces().ok()).unwrap_or_default();
+    let listener = Listener::of(stream, host).map_err(|error| format!("ask who listens: {error}"))?;
     match domain {
         Domain::Host => listener.is_hosts(host, nix::unistd::geteuid().as_raw()),
         Domain::User(uid) => listener.is_users(uid, host),
@@ -54,10 +55,12 @@ struct Listener {
     uid: u32,
     /// Where it is; absent when it has ended, or is in a pid namespace that cannot be seen from here.
     namespaces: Option<Namespaces>,
+    /// Whether its mount namespace is one of the host's, if not its first one.
+    has_hosts_mounts: bool,
 }
 
 impl Listener {
-    fn of(stream: &impl AsFd) -> io::Result<Self> {
+    fn of(stream: &impl AsFd, host: Namespaces) -> io::Result<Self> {
         let peer = getsockopt(stream, sockopt::PeerCredentials)?;
         // It may have handed its socket to others and ended, and its pid may have been given away: a pidfd tells (Linux
         // 6.5; before that the pid is all there is).
@@ -65,15 +68,18 @@ impl Listener {
             Ok(pidfd) => Some(pidfd),
             Err(Errno::ENOPROTOOPT) => None,
             Err(errno @ (Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM)) => return Err(errno.into()),
-            Err(_) => return Ok(Self { uid: peer.uid(), namespaces: None }),
+            Err(_) => return Ok(Self { uid: peer.uid(), namespaces: None, has_hosts_mounts: false }),
         };
         let pid = u32::try_from(peer.pid()).ok().filter(|pid| *pid != 0);
         let namespaces = pid.and_then(|pid| Some(Task::open(pid).ok()?.namespaces()));
+        let has_hosts_mounts = pid.zip(namespaces).is_some_and(|(pid, namespaces)| {
+            namespaces.mnt == host.mnt || namespaces.user == host.user && mounts::are_hosts(pid, namespaces.mnt)
+        });
         let has_ended = pidfd.is_some_and(|pidfd| {
             let mut end = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
             poll(&mut end, PollTimeout::ZERO) != Ok(0)
         });
-        Ok(Self { uid: peer.uid(), namespaces: namespaces.filter(|_| !has_ended) })
+        Ok(Self { uid: peer.uid(), namespaces: namespaces.filter(|_| !has_ended), has_hosts_mounts })
     }
 
     fn is_hosts(self, host: Namespaces, ours: u32) -> Result<(), String> {
@@ -86,8 +92,8 @@ impl Listener {
         if there.user != host.user {
             return Err("its listener lives in another user namespace: it is not the host's root".into());
         }
-        if there.mnt != host.mnt {
-            return Err("its listener lives in another mount namespace, such as a container's".into());
+        if !self.has_hosts_mounts {
+            return Err("its listener sees other files than the host's, as in a container".into());
         }
         Ok(())
     }
@@ -132,7 +138,7 @@ mod tests {
     const HOST: Namespaces = Namespaces { mnt: 1, net: 2, pid: 3, cgroup: 4, user: 5 };
 
     fn listener(uid: u32, namespaces: Namespaces) -> Listener {
-        Listener { uid, namespaces: Some(namespaces) }
+        Listener { uid, namespaces: Some(namespaces), has_hosts_mounts: namespaces.mnt == HOST.mnt }
     }
 
     #[test]
@@ -145,13 +151,16 @@ mod tests {
             (1001, HOST, "uid 1001"),
             (0, Namespaces { pid: 9, ..HOST }, "pid namespace"),
             (0, Namespaces { user: 9, ..HOST }, "user namespace"),
-            (0, Namespaces { mnt: 9, ..HOST }, "mount namespace"),
+            (0, Namespaces { mnt: 9, ..HOST }, "other files"),
             (0, Namespaces::default(), "has ended"),
         ] {
             let refused = listener(uid, namespaces).is_hosts(HOST, ours).unwrap_err();
             assert!(refused.contains(said), "{refused}");
         }
-        assert!(Listener { uid: 0, namespaces: None }.is_hosts(HOST, ours).is_err());
+        assert!(Listener { uid: 0, namespaces: None, has_hosts_mounts: true }.is_hosts(HOST, ours).is_err());
+        // A service's, or a snap's.
+        let service = Listener { has_hosts_mounts: true, ..listener(0, Namespaces { mnt: 9, ..HOST }) };
+        assert_eq!(service.is_hosts(HOST, ours), Ok(()));
     }
 
     #[test]
@@ -175,7 +184,7 @@ mod tests {
         let path = directory.path().join("docker.sock");
         let _listener = UnixListener::bind(&path).unwrap();
         let stream = UnixStream::connect(&path).unwrap();
-        let listener = Listener::of(&stream).unwrap();
+        let listener = Listener::of(&stream, HOST).unwrap();
         assert_eq!(listener.namespaces, own_namespaces().ok());
         assert_eq!(listener.uid, nix::unistd::geteuid().as_raw());
         assert!(check(&stream, Domain::User(listener.uid + 1)).is_err());

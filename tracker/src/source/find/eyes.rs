@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use super::doorbell::Doorbell;
 use super::{Api, Origin, known, listening};
 use crate::container::Namespaces;
+use crate::source::mounts;
 use crate::source::peer::FileId;
 use crate::source::task::{Task, host_namespaces};
 
@@ -262,11 +263,11 @@ fn sockets_of(pid: u32, host: Namespaces, root: &Path, hosts: &[(u64, Box<[u8]>)
         .collect();
     let elsewhere = (namespaces.net != host.net).then(|| listening_sockets(pid));
     let listed = elsewhere.as_deref().unwrap_or(hosts);
-    let is_apart = namespaces.mnt != host.mnt;
-    let apart = match is_apart {
-        false => None,
-        true => Some(Apart { uid: task.uid().ok()?, mntns: namespaces.mnt }),
-    };
+    let uid = task.uid().ok()?;
+    // A service of the host's, or a snap, may have mounts of its own.
+    let is_hosts = || uid == 0 && namespaces.user == host.user && mounts::are_hosts(pid, namespaces.mnt);
+    let is_apart = namespaces.mnt != host.mnt && !is_hosts();
+    let apart = is_apart.then_some(Apart { uid, mntns: namespaces.mnt });
     let root = if is_apart { PathBuf::from(format!("/proc/{pid}/root")) } else { root.to_owned() };
     let found = listed.iter().filter(|(inode, _)| own.contains(inode)).map(|(_, path)| Found {
         path: known::below(&root, Path::new(std::ffi::OsStr::from_bytes(path))),
