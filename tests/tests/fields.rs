@@ -156,7 +156,10 @@ impl Subject {
             wrong = self.wrong(daemon, &of);
             wrong.is_empty().then_some(())
         });
-        assert!(right.is_some(), "{}, {when}: {wrong:#?}", self.what);
+        if right.is_none() {
+            let story = daemon.ask(&["explain", &self.id]).map(|said| said.out + &said.err);
+            panic!("{}, {when}: {wrong:#?}\n{}\n{}", self.what, story.unwrap_or_default(), daemon.log());
+        }
     }
 }
 
