@@ -2,9 +2,9 @@
 //! cgroup v2 and nothing else; and once with cgroup v1 and nothing else, for the tests that are about cgroups.
 //!
 //! A machine is a kernel and one initramfs: a static busybox, the tests linked statically, the tracker, runc, crun and ip
-//! with their libraries, the kernels' modules for virtual interfaces. There is no disk and no network. Standard output of
-//! the tests is the second serial port; the first one is the kernel's, kept in a file. A machine that ends without saying `END rc=0` has failed, whatever it
-//! printed before.
+//! with their libraries, the kernels' modules for virtual interfaces. There is no disk and no network. Standard output of the
+//! tests is the second serial port; the first one is the kernel's, kept in a file. A machine that ends without saying `END
+//! rc=0` has failed, whatever it printed before.
 //!
 //! Emulation is 15 to 20 times slower than the machine: what passes here is right, how fast it was means nothing.
 

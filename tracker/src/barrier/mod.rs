@@ -13,13 +13,14 @@
 //! ```
 //!
 //! It promises that nothing of it makes a start fail and that no start waits longer than the budget plus 100 ms, whatever
-//! becomes of this process or the keeper. One case is left over: both frozen in one cgroup. It does not promise
-//! to see everything: `run` has no `start` to hold, callers that are neither the host's root nor root in a container
-//! that is known are let go unread, and a runtime's binary that nobody named is learnt only from the first container that it starts. For all those the kernel
-//! source is the witness.
+//! becomes of this process or the keeper. One case is left over: both frozen in one cgroup. It does not promise to see
+//! everything: `run` has no `start` to hold, callers that are neither the host's root nor root in a container that is known
+//! are let go unread, and a runtime's binary that nobody named is learnt only from the first container that it starts. For
+//! all those the kernel source is the witness.
 //!
 //! Files, in reading order: [`argv`] (command lines), `wire`, `custody` and `keeper` (the process that owns the fanotify
-//! group), `line` and `supervise` (its other end), `seat` (its cgroup), `pool` (threads that may be lost), `caller`, `bundle`, `init`,
+//! group), `line` and `supervise` (its other end), `seat` (its cgroup), `pool` (threads that may be lost), `caller`,
+//! `bundle`, `init`,
 //! `book`, `nested`, `held` (what happens while a start is held), `marks` (which binaries).
 
 pub mod argv;

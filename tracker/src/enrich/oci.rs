@@ -2,11 +2,12 @@
 //!
 //! [`parse`] reads the few fields that name a container or tell how it is set up (annotations, host name, root, mounts,
 //! limits, cgroups path, namespaces) and skips the rest without storing it: a process's arguments are never kept, and of its
-//! environment only what [`EnvAllow`](super::env::EnvAllow) names, by a reading of its own. It accepts what OCI runtimes accept. `runc` reads with Go's `encoding/json`, so `null` means absent, text that is not Unicode is
-//! repaired, and whatever follows the document is ignored. The full model of the `oci-spec` crate refuses a whole file
-//! for a capability, a seccomp action or an architecture that is younger than the crate, which would leave a running
-//! container without its name; it therefore serves as the reference in this module's tests instead. One thing
-//! is refused although `runc` takes it: a field given twice, which runtimes resolve differently.
+//! environment only what [`EnvAllow`](super::env::EnvAllow) names, by a reading of its own. It accepts what OCI runtimes
+//! accept. `runc` reads with Go's `encoding/json`, so `null` means absent, text that is not Unicode is repaired, and whatever
+//! follows the document is ignored. The full model of the `oci-spec` crate refuses a whole file for a capability, a seccomp
+//! action or an architecture that is younger than the crate, which would leave a running container without its name; it
+//! therefore serves as the reference in this module's tests instead. One thing is refused although `runc` takes it: a field
+//! given twice, which runtimes resolve differently.
 //!
 //! Which annotations mean what is in `oci/convention.rs`.
 

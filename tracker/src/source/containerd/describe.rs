@@ -1,7 +1,8 @@
 //! What containerd's record of a container says, as a statement: labels, image, runtime, pod.
 //!
-//! Pure. The OCI specification inside the record fills what labels leave open. Input from outside is capped as a bundle's is, and what is left out is named in the statement's `missing`: a label that is cut
-//! short would be a wrong label, so it is left out whole. Control characters are data here; whoever prints them escapes.
+//! Pure. The OCI specification inside the record fills what labels leave open. Input from outside is capped as a bundle's is,
+//! and what is left out is named in the statement's `missing`: a label that is cut short would be a wrong label, so it is
+//! left out whole. Control characters are data here; whoever prints them escapes.
 
 use std::collections::HashMap;
 use std::sync::Arc;

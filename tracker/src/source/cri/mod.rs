@@ -2,10 +2,10 @@
 //! or CRI-O.
 //!
 //! Owns the connections, what is known from them and how it becomes facts. Promises that a server which is absent, hung,
-//! killed, restarted, upgraded or hostile is a line on the health board and never an end; that no call lacks a deadline; that at
-//! most four calls are under way at a time; and that a container's life costs two calls, one while it runs and one when
-//! it is over, and a sandbox's one. Leaves to others what happens between its looks: the kernel, the barrier and containerd's own events say
-//! it sooner, and what the collection hears from them is this source's hint to look.
+//! killed, restarted, upgraded or hostile is a line on the health board and never an end; that no call lacks a deadline; that
+//! at most four calls are under way at a time; and that a container's life costs two calls, one while it runs and one when it
+//! is over, and a sandbox's one. Leaves to others what happens between its looks: the kernel, the barrier and containerd's
+//! own events say it sooner, and what the collection hears from them is this source's hint to look.
 //!
 //! | file | what it is |
 //! |---|---|

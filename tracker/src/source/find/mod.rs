@@ -3,8 +3,9 @@
 //!
 //! Owns what is found and what is refused, and says so on the health board. Promises that a runtime which starts after the
 //! tracker is used within [`Config::interval_ms`], sooner on a hint, and at once where root's was before or usually is; that
-//! what is configured is used whatever is found; that a file system which does not answer costs it a thread and no more. Leaves to others: connecting, and checking there who
-//! it is that answers ([`peer`](super::peer)); a name alone gives nobody a say.
+//! what is configured is used whatever is found; that a file system which does not answer costs it a thread and no more.
+//! Leaves to others: connecting, and checking there who it is that answers ([`peer`](super::peer)); a name alone gives nobody
+//! a say.
 //!
 //! | file | what it is |
 //! |---|---|
