@@ -15,6 +15,7 @@ use crate::docker::Docker;
 use crate::kubelet::{Kubelet, Network, Pod};
 use crate::podman::Podman;
 use crate::runc::{Container, Kind, Runtime};
+use crate::wait::{PATIENCE, within};
 use crate::{kernel, process};
 
 /// How a container is started.
@@ -260,7 +261,15 @@ impl<'a> Starter<'a> {
                 containerd.ctr("default", &["containers", "delete", &life.id])?;
             }
             Ends::Docker(docker) => docker.cli(&["rm", "--force", &life.id]).map(drop)?,
-            Ends::Podman(podman) => podman.podman(&["rm", "--force", "--time", "0", &life.id]).map(drop)?,
+            Ends::Podman(podman) => {
+                // Which fails as long as its conmon has not noted the end.
+                let mut said = Ok(());
+                let removed = within(PATIENCE, || {
+                    said = podman.podman(&["rm", "--force", "--time", "0", &life.id]).map(drop);
+                    said.is_ok().then_some(())
+                });
+                removed.map_or(said, Ok)?;
+            }
             Ends::Pod(pod) => self.kubelet()?.remove_pod(&pod)?,
         }
         Ok(life)
