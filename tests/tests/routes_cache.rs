@@ -290,11 +290,15 @@ fn a_net_ns_that_talks_too_much_is_muted_and_others_are_not() -> Result<()> {
     let ((loud, _outer), (quiet, _other)) = (two("10.9.0.1")?, two("10.9.0.1")?);
     let (netns, calm) = (house.netns(&loud)?, house.netns(&quiet)?);
     let routes: String =
-        (0..4_000).map(|n| format!("route add 10.{}.{}.0/24 via 10.9.0.3\n", 100 + n / 250, n % 250)).collect();
-    loud.batch(&routes)?;
-    let found = house.routes.ask_blocking(&netns, &to("8.8.8.8"))?;
-    assert!(found.muted && !found.cached, "{found:?}");
-    assert_eq!(house.stats.muted.load(Ordering::Relaxed), 1);
+        (0..4_000).map(|n| format!("route replace 10.{}.{}.0/24 via 10.9.0.3\n", 100 + n / 250, n % 250)).collect();
+    // Again where a slow machine was not quick enough to be too much.
+    let found = eventually("it is muted", || {
+        loud.batch(&routes).expect("it talks");
+        let found = house.routes.ask_blocking(&netns, &to("8.8.8.8")).expect("an answer");
+        found.muted.then_some(found)
+    });
+    assert!(!found.cached, "{found:?}");
+    assert!(house.stats.muted.load(Ordering::Relaxed) >= 1);
     assert!(!house.until_kept(&calm, &to("8.8.8.8")).muted);
     // It comes back by itself.
     house.until_kept(&netns, &to("8.8.8.8"));
