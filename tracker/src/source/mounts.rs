@@ -24,6 +24,11 @@ const MAX_LEN: u64 = 1 << 20;
 /// to see.
 pub(super) fn are_hosts(pid: u32, mnt: u32) -> bool {
     let of_host = || HOSTS.into_iter().find_map(root_of);
+    // A container that was given the host's files has them below a directory of its own, and may make that its root.
+    let changed_root = fs::read_link(format!("/proc/{pid}/root")).map_or(true, |root| root != Path::new("/"));
+    if changed_root {
+        return false;
+    }
     let snaps = HOSTS.into_iter().map(|host| Path::new("/proc").join(host.to_string()).join("root").join(SNAPS));
     root_of(pid).is_some_and(|root| of_host() == Some(root)) || snaps.into_iter().any(|snaps| is_kept_in(&snaps, mnt))
 }
