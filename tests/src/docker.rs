@@ -39,6 +39,14 @@ pub struct Docker {
 }
 
 impl Docker {
+    /// What it needs of the machine.
+    pub fn requirement() -> Result<(), String> {
+        requirement::root()?;
+        ["dockerd", "docker", "containerd", "runc"]
+            .into_iter()
+            .try_for_each(|name| requirement::program(name).map(drop))
+    }
+
     /// Starts a daemon, waits until it answers, and has it pull the image.
     pub fn start() -> Result<Docker> {
         Self::start_on(Containerd::start()?, |_| Ok(None))

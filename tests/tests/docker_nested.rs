@@ -18,19 +18,6 @@ use tracker_tests::process::{self, Process};
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
 
-macro_rules! require_docker {
-    () => {
-        require!(
-            requirement::root(),
-            requirement::program("dockerd"),
-            requirement::program("docker"),
-            requirement::program("containerd"),
-            requirement::program("runc"),
-            requirement::program("nsenter")
-        );
-    };
-}
-
 const SLEEP: &[&str] = &["/bin/sleep", "1000"];
 
 /// A tracker that asks the host's dockerd, and those inside containers that it finds.
@@ -93,7 +80,7 @@ fn task(pid: u32) -> Result<TaskId> {
 
 #[test]
 fn a_dockerd_inside_a_container_speaks_for_what_is_in_there() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement(), requirement::program("nsenter"));
     let outer = Docker::start()?;
     let around = outer.run_host(&["--name", "web"])?;
     let init = outer.pid(&around)?;
@@ -132,7 +119,7 @@ fn a_dockerd_inside_a_container_speaks_for_what_is_in_there() -> Result<()> {
 /// It replays what the outer daemon says of its containers, under other names.
 #[test]
 fn a_daemon_inside_that_claims_the_outer_ones_containers_is_not_believed() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement(), requirement::program("nsenter"));
     let outer = Docker::start()?;
     let around = outer.run_host(&["--name", "around"])?;
     let victim = outer.run(&["--name", "victim"], SLEEP)?;

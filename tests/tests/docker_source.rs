@@ -20,18 +20,6 @@ use tracker_tests::runc::Kind as Oci;
 use tracker_tests::wait::eventually;
 use tracker_tests::{kernel, require, requirement};
 
-macro_rules! require_docker {
-    () => {
-        require!(
-            requirement::root(),
-            requirement::program("dockerd"),
-            requirement::program("docker"),
-            requirement::program("containerd"),
-            requirement::program("runc")
-        );
-    };
-}
-
 const SLEEP: &[&str] = &["/bin/sleep", "1000"];
 
 /// A tracker that asks this dockerd and no other.
@@ -134,7 +122,7 @@ fn alike(container: &Container) -> impl PartialEq + std::fmt::Debug + use<> {
 
 #[test]
 fn containers_from_before_and_new_ones_are_told_alike_and_truly() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let docker = Docker::start()?;
     let before = docker.run(&options("before"), SLEEP)?;
     let mut source = Source::start(&docker)?;
@@ -200,7 +188,7 @@ fn options(name: &str) -> Vec<&str> {
 
 #[test]
 fn what_is_created_or_over_is_told_alike_before_and_after() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let docker = Docker::start()?;
     let make = || -> Result<[String; 2]> {
         let created = docker.cli(&["create", "--privileged", docker.image(), "/bin/true"])?;
@@ -224,7 +212,7 @@ fn what_is_created_or_over_is_told_alike_before_and_after() -> Result<()> {
 
 #[test]
 fn a_life_is_followed_for_at_most_two_calls() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let docker = Docker::start()?;
     let mut source = Source::start(&docker)?;
     let first = docker.run(&[], SLEEP)?;
@@ -257,7 +245,7 @@ fn a_life_is_followed_for_at_most_two_calls() -> Result<()> {
 
 #[test]
 fn a_restart_policy_keeps_the_id_and_makes_a_new_instance() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let docker = Docker::start()?;
     let mut source = Source::start(&docker)?;
     let id = docker.run(&["--restart", "always", "--name", "again"], SLEEP)?;
@@ -285,7 +273,7 @@ fn tell(docker: &Docker, id: &str) -> Result<()> {
 
 #[test]
 fn a_container_that_fails_is_run_again_by_its_policy_and_each_run_has_its_own_end() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let docker = Docker::start()?;
     let mut source = Source::start(&docker)?;
     let id = docker.run(&["--restart", "on-failure"], &["/bin/sh", "-c", &when_told("exit 5")])?;
@@ -305,7 +293,7 @@ fn a_container_that_fails_is_run_again_by_its_policy_and_each_run_has_its_own_en
 
 #[test]
 fn who_fills_its_memory_is_killed_for_that_by_the_word_of_the_kernel_and_of_docker() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let docker = Docker::start()?;
     let mut source = Source::start(&docker)?;
     let limits = ["--memory", "64m", "--memory-swap", "64m", "--shm-size", "256m"];
@@ -348,7 +336,7 @@ fn who_fills_its_memory_is_killed_for_that_by_the_word_of_the_kernel_and_of_dock
 
 #[test]
 fn health_and_limits_follow_what_changes_them() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let docker = Docker::start()?;
     let mut source = Source::start(&docker)?;
     let check = ["--health-cmd", "test -e /tmp/well", "--health-interval", "200ms", "--health-retries", "1"];
@@ -365,7 +353,7 @@ fn health_and_limits_follow_what_changes_them() -> Result<()> {
 
 #[test]
 fn addresses_and_ports_of_every_network_are_told() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let docker = Docker::start()?;
     let mut source = Source::start(&docker)?;
     let (v4, v6) = subnets(0);
@@ -411,7 +399,7 @@ fn addresses_and_ports_of_every_network_are_told() -> Result<()> {
 
 #[test]
 fn a_held_container_is_whole_before_it_runs_and_is_one_entry_of_two_sources() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     require!(requirement::tracker());
     let docker = Docker::start()?;
     let mut source = Source::holding(&docker)?;
@@ -443,7 +431,7 @@ fn a_held_container_is_whole_before_it_runs_and_is_one_entry_of_two_sources() ->
 
 #[test]
 fn whichever_oci_runtime_runs_it_a_container_is_held_and_told_whole() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     require!(requirement::tracker(), Oci::Crun.requirement());
     let docker = Docker::start()?;
     let image_id = docker.cli(&["image", "inspect", "--format", "{{.Id}}", docker.image()])?;
@@ -473,7 +461,7 @@ fn whichever_oci_runtime_runs_it_a_container_is_held_and_told_whole() -> Result<
 
 #[test]
 fn a_killed_daemon_comes_back_on_a_new_socket_with_what_changed_meanwhile() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let [before, after] = what_changed_behind_a_killed_daemon_is_told(Docker::start()?)?;
     assert_ne!(before, after);
     Ok(())
@@ -481,7 +469,7 @@ fn a_killed_daemon_comes_back_on_a_new_socket_with_what_changed_meanwhile() -> R
 
 #[test]
 fn a_killed_daemon_comes_back_on_the_same_socket_with_what_changed_meanwhile() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let [before, after] = what_changed_behind_a_killed_daemon_is_told(Docker::start_activated()?)?;
     assert_eq!(before, after, "the socket is handed from one daemon to the next");
     Ok(())
@@ -539,7 +527,7 @@ fn what_changed_behind_a_killed_daemon_is_told(mut docker: Docker) -> Result<[(u
 
 #[test]
 fn ids_of_two_runtimes_that_begin_alike_are_told_apart() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     require!(requirement::program("ctr"));
     let docker = Docker::start()?;
     let long = docker.run(&["--name", "long"], SLEEP)?;
@@ -565,7 +553,7 @@ fn ids_of_two_runtimes_that_begin_alike_are_told_apart() -> Result<()> {
 
 #[test]
 fn a_stopped_daemon_is_noticed_and_picked_up_again() -> Result<()> {
-    require_docker!();
+    require!(Docker::requirement());
     let docker = Docker::start()?;
     let stays = docker.run(&[], SLEEP)?;
     let mut source = Source::start(&docker)?;

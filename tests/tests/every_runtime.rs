@@ -297,7 +297,7 @@ fn line(machine: &Machine, daemon: &Daemon, which: Which) -> Option<Value> {
 fn all_runtimes_are_listed_truly_whoever_was_there_first_and_whatever_happens_to_their_daemons() -> Result<()> {
     require!(Podman::requirement(), requirement::tracker(), kernel::btf(), kernel::permission_events());
     require!(requirement::program("containerd"), requirement::program("ctr"));
-    require!(requirement::program("dockerd"), requirement::program("docker"));
+    require!(Docker::requirement());
     let mut machine = Machine::start()?;
     machine.start_one_of_each()?;
     let daemon = Daemon::start("[find]\n")?;

@@ -238,8 +238,7 @@ fn the_table_is_read_as_it_is_written() -> Result<()> {
 
 #[test]
 fn dockers_containers_have_the_fields_of_the_table() -> Result<()> {
-    require!(requirement::root(), requirement::tracker(), kernel::btf(), kernel::permission_events());
-    require!(requirement::program("dockerd"), requirement::program("docker"), requirement::program("containerd"));
+    require!(Docker::requirement(), requirement::tracker(), kernel::btf(), kernel::permission_events());
     let docker = Docker::start()?;
     let (v4, _) = subnets(0);
     docker.cli(&["network", "create", "--driver", "bridge", "--subnet", &v4[0], "fields"])?;
