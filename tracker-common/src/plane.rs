@@ -480,7 +480,7 @@ const fn covers(fields: &[Field], len: usize) -> bool {
         end += fields[at].len;
         at += 1;
     }
-    end == len && len % WORD_LEN == 0
+    end == len && len.is_multiple_of(WORD_LEN)
 }
 
 /// The words of a plane, or of a part of it.
