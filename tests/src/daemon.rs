@@ -37,7 +37,8 @@ pub struct Said {
 
 impl Daemon {
     /// Starts it with this configuration (TOML) and waits until it answers. It looks for no runtimes, of which others may
-    /// run on this machine, unless the configuration has a section `[find]`.
+    /// run on this machine, unless the configuration has a section `[find]`, and has a plane of its own without anything
+    /// pinned ([`Daemon::plane`]), unless it has a section `[plane]`.
     pub fn start(config: &str) -> Result<Daemon> {
         Self::start_by(&[], config)
     }
@@ -49,7 +50,10 @@ impl Daemon {
             tempfile::Builder::new().prefix("trk-").tempdir().context("create a directory for the tracker")?;
         let file = directory.path().join("config.toml");
         let unless_told = if config.contains("[find]") { "" } else { "\n[find]\nenabled = false\n" };
-        fs::write(&file, format!("{config}{unless_told}")).with_context(|| format!("write `{}`", file.display()))?;
+        let plane = format!("\n[plane]\npath = '{}'\npins = ''\n", directory.path().join("plane").display());
+        let plane = if config.contains("[plane]") { "" } else { &plane };
+        fs::write(&file, format!("{config}{unless_told}{plane}"))
+            .with_context(|| format!("write `{}`", file.display()))?;
         let wrapper: Vec<OsString> = wrapper.iter().map(OsString::from).collect();
         let process = run(&wrapper, &program, directory.path())?;
         let mut daemon = Daemon { process, program, wrapper, directory };
@@ -96,6 +100,11 @@ impl Daemon {
     /// Its debug socket.
     pub fn socket(&self) -> PathBuf {
         self.directory.path().join("sock")
+    }
+
+    /// Its plane, unless the configuration told another.
+    pub fn plane(&self) -> PathBuf {
+        self.directory.path().join("plane")
     }
 
     /// What it logged so far.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::enrich::env::EnvAllow;
-use crate::{barrier, collection, filter, route, server, source};
+use crate::{barrier, collection, filter, plane, route, server, source};
 
 /// The whole configuration. Everything has a default, so that an empty file is a valid one.
 ///
@@ -39,6 +39,8 @@ pub struct Config {
     pub proc: source::proc::Config,
     /// Where packets go.
     pub route: route::Config,
+    /// The tables that other programs look up in.
+    pub plane: plane::Config,
     /// How runtimes are looked for.
     pub find: source::find::Config,
     /// Where podman's service is looked for.
@@ -119,6 +121,7 @@ mod tests {
         // These have no value by default, so that an example stands for them.
         let examples = (config.node.take(), config.server.group.take(), config.barrier.keeper_program.take());
         assert!(matches!(examples, (Some(_), Some(_), Some(_))));
+        assert!((config.plane.group.take(), config.plane.enabled.take()) == (Some("tracker".into()), Some(true)));
         assert!(config.docker.containerd_namespace.take().is_some());
         let default = format!("{:#?}", Config::default());
         assert_eq!(format!("{config:#?}"), default);

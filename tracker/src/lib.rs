@@ -11,6 +11,7 @@ pub mod fact;
 pub mod filter;
 pub mod histogram;
 pub mod metrics;
+pub mod plane;
 mod readable;
 pub mod route;
 pub mod selector;

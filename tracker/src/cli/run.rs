@@ -40,6 +40,7 @@ pub(crate) fn run(run: Run, socket: Option<PathBuf>) -> Result<(), Failure> {
     if let Some(host_root) = run.host_root {
         config.find.host_root = host_root;
     }
+    config.plane.enabled.get_or_insert(true);
     let live = run.live && io::stdout().is_terminal();
     let recent = live.then(Recent::default);
     log::start(run.log_format, recent.clone())?;
