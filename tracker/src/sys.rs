@@ -4,6 +4,7 @@ use std::ffi::c_void;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
 use nix::sys::mman::{MmapAdvise, madvise};
@@ -83,4 +84,10 @@ nix::ioctl_none! {
 nix::ioctl_read! {
     /// `NS_GET_MNTNS_ID` of `linux/nsfs.h`.
     ns_get_mntns_id, 0xb7, 0x5, u64
+}
+
+/// Wakes every thread, of any process, that waits on the lower half of `word` as a futex in shared memory.
+pub(crate) fn wake_waiters(word: &AtomicU64) {
+    // SAFETY: the kernel takes the address as a name and reads four bytes there, which live as long as `word`.
+    unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
 }

@@ -36,6 +36,7 @@ use crate::config::Config;
 use crate::container::{Container, Str};
 use crate::fact::{Fact, Source, What};
 use crate::filter::{BadPatterns, Filter};
+use crate::plane::{self, Plane};
 use crate::route::{self, Place, RouteError, Routes};
 use crate::selector::Selector;
 use crate::source::find::{Api, Finder, Wanted};
@@ -113,6 +114,8 @@ pub struct Stats {
     pub docker: Arc<source::docker::Stats>,
     /// The routes'.
     pub route: Arc<route::Stats>,
+    /// The plane's.
+    pub plane: Arc<plane::Stats>,
 }
 
 /// A running tracker. Dropping it ends it.
@@ -174,7 +177,12 @@ impl Tracker {
 
         let queue = facts.sender().downgrade();
         let collection = Arc::clone(&stats.collection);
-        let writer = Writer::new(config.collection.clone(), filter, host, deliveries, queue, closer, collection);
+        let plane = config
+            .plane
+            .is_enabled()
+            .then(|| Plane::open(&config.plane, host, config.collection.linger(), Arc::clone(&stats.plane)));
+        let writer = Writer::new(config.collection.clone(), filter, host, deliveries, queue, closer, collection)
+            .with_plane(plane);
         let published = writer.published();
         let writer = start_writer(writer)?;
 

@@ -24,4 +24,5 @@ mod state;
 mod table;
 mod timeline;
 
+pub(crate) use state::RowChange;
 pub use timeline::Containers;

@@ -503,6 +503,11 @@ impl State {
         Some(Arc::clone(self.runs.get(&instance)?.row.as_ref()?.published()?))
     }
 
+    /// All rows, excluded ones included.
+    pub(crate) fn rows(&self) -> impl Iterator<Item = &Row> {
+        self.runs.values().filter_map(|run| run.row.as_ref())
+    }
+
     /// Whether this is the first time that the start of a run is told.
     pub(crate) fn mark_start_announced(&mut self, instance: u64) -> bool {
         self.runs.get_mut(&instance).is_some_and(|run| !std::mem::replace(&mut run.start_announced, true))

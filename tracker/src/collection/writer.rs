@@ -1,7 +1,7 @@
 //! The one thread that changes the state: takes what is queued, applies all of it, publishes once, then tells.
 //!
 //! ```text
-//! queue ─▶ apply … apply ─▶ settle ─▶ view published ─▶ hooks get their turns, holds are released ─▶ feeds
+//! queue ─▶ apply … apply ─▶ settle ─▶ view and plane published ─▶ hooks get their turns, holds are released ─▶ feeds
 //! ```
 //!
 //! It never waits for anybody it tells: feeds and hooks have bounded queues of their own.
@@ -26,6 +26,7 @@ use crate::container::{Container, State as LifeState, Str};
 use crate::fact::{Fact, Source, What};
 use crate::filter::Filter;
 use crate::histogram::Histogram;
+use crate::plane::Plane;
 use crate::time::BootTime;
 
 /// Facts applied before publishing: bounds how long a reader waits for the first of many.
@@ -77,6 +78,8 @@ pub(crate) struct Writer {
     feeds: Feeds,
     hooks: Vec<Hook>,
     closer: mpsc::Sender<CloserLook>,
+    /// Absent where other programs are not to look up.
+    plane: Option<Plane>,
     /// A scan was applied and not published yet.
     scanned: bool,
     stats: Arc<Stats>,
@@ -105,9 +108,15 @@ impl Writer {
             feeds: Feeds::default(),
             hooks: Vec::new(),
             closer,
+            plane: None,
             scanned: false,
             stats,
         }
+    }
+
+    /// The same, written to a plane as well.
+    pub(crate) fn with_plane(self, plane: Option<Plane>) -> Self {
+        Writer { plane, ..self }
     }
 
     pub(crate) fn published(&self) -> Arc<Published> {
@@ -117,10 +126,10 @@ impl Writer {
     /// Runs until it is told to end or nobody is left to deliver. `async` only to wait with a deadline.
     pub(crate) async fn run(mut self) {
         loop {
-            let delivery = match self.state.next_expiry() {
-                Some(at) => {
-                    timeout(at.since(BootTime::now()).max(Duration::from_millis(100)), self.deliveries.next()).await
-                }
+            let expiry = self.state.next_expiry().map(|at| at.since(BootTime::now()).max(Duration::from_millis(100)));
+            let beat = self.plane.as_ref().map(|plane| plane.next_beat().since(BootTime::now()));
+            let delivery = match expiry.into_iter().chain(beat).min() {
+                Some(time) => timeout(time, self.deliveries.next()).await,
                 None => Ok(self.deliveries.next().await),
             };
             match delivery {
@@ -135,6 +144,15 @@ impl Writer {
                     self.publish(Vec::new());
                 }
             }
+            self.beat();
+        }
+    }
+
+    /// Shows those who look up in the plane that somebody writes it.
+    fn beat(&mut self) {
+        let Some(plane) = self.plane.as_mut().filter(|plane| plane.next_beat() <= BootTime::now()) else { return };
+        if plane.beat() {
+            plane.fill(self.state.rows());
         }
     }
 
@@ -184,9 +202,13 @@ impl Writer {
             }
             self.view.sequence = self.state.sequence();
             self.published.publish(self.view.clone());
+            self.plane.iter_mut().for_each(|plane| plane.publish(&changes, self.state.sequence()));
             self.stats.publications.fetch_add(1, Ordering::Relaxed);
             self.stats.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
             self.count_ends(&changes);
+        }
+        if self.scanned {
+            self.plane.iter_mut().for_each(Plane::scanned);
         }
         self.give_turns(holds);
         self.tell_unheld_starts(&changes);

@@ -31,7 +31,7 @@ fn fields(row: &view::Row) -> Row {
     let excluded = if row.excluded.is_some() { Row::EXCLUDED } else { 0 };
     let exit_known = if container.exit.is_some() { Row::EXIT_KNOWN } else { 0 };
     Row {
-        flags: excluded | exit_known,
+        flags: Row::IN_USE | excluded | exit_known,
         mntns: container.namespaces.mnt,
         netns: container.namespaces.net,
         pidns: container.namespaces.pid,
@@ -74,7 +74,7 @@ pub(super) fn for_bpf(image: &Image<'_>) -> BpfRow {
         lock: 0,
         generation: if generation == 0 { opened } else { generation },
         cgroup,
-        flags: flags | Row::IN_USE | if was_cut { Row::TRUNCATED } else { 0 },
+        flags: flags | if was_cut { Row::TRUNCATED } else { 0 },
         uses: 0,
         kind,
         state,

@@ -1,9 +1,287 @@
-//! The plane: what other programs look up in, without asking us and even while we restart. Written by the collection's
-//! writer in its publish step.
+//! The plane: what other programs look up in, without asking us and even while we restart.
+//!
+//! Written by the collection's writer in its publish step, before anybody is told: who asks the plane about a container
+//! whose start was held finds it. A plane that cannot be had is said and missed; everything else works without.
+//!
+//! ```text
+//!  changes ─▶ Rows: who has which row ─▶ Table: what is stored where, in which order ─▶ the file, mapped by readers
+//!                 └── the same row numbers ─▶ pinned maps, for BPF programs
+//! ```
+//!
+//! The layout is `tracker_common::plane`; `docs/plane.md` tells it to those who write a reader.
+
+use std::mem::offset_of;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tracker_common::plane::{Geometry, HEARTBEAT_NS, Header, Row, WORD_LEN};
+
+use crate::collection::RowChange;
+use crate::collection::view::{self, Host};
+use crate::container::TaskId;
+use crate::source::task::Task;
+use crate::sys;
+use crate::time::BootTime;
 
 pub mod config;
 
+mod file;
 mod image;
+mod rows;
 mod table;
 
 pub use config::Config;
+pub use file::FileError;
+
+use file::{Mapping, PlaneFile};
+use rows::Rows;
+use table::{HostNumbers, Table};
+
+/// A file that was lost is looked for again after so many heartbeats.
+const RETRY_BEATS: u32 = 10;
+
+/// What the plane counts; read by metrics.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// Whether there is a file, and it is ours.
+    pub is_written: AtomicBool,
+    /// Raised by each owner of the file.
+    pub epoch: AtomicU64,
+    /// Rows there are.
+    pub capacity: AtomicU64,
+    /// Rows in use.
+    pub rows: AtomicU64,
+    /// Containers that wait for room.
+    pub waiting: AtomicU64,
+    /// Containers that found no room, ever.
+    pub refused: AtomicU64,
+    /// Tombstones that made room before their time.
+    pub evicted: AtomicU64,
+    /// Rows whose texts were cut, ever.
+    pub truncated: AtomicU64,
+    /// Rows of an earlier owner that were taken over.
+    pub adopted: AtomicU64,
+}
+
+/// See the module.
+pub(crate) struct Plane {
+    config: Config,
+    host: HostNumbers,
+    linger: Duration,
+    rows: Rows<Memory>,
+    file: Option<PlaneFile>,
+    /// When the last owner of the file was seen last.
+    last_seen: u64,
+    next_beat: u64,
+    beats_to_retry: u32,
+    /// Whether it was said that there is no room.
+    said_full: bool,
+    stats: Arc<Stats>,
+}
+
+/// What the table is in: the file, or memory of our own that keeps the row numbers while there is none.
+enum Memory {
+    Shared(Arc<Mapping>),
+    Private(Box<[AtomicU64]>),
+}
+
+impl Deref for Memory {
+    type Target = [AtomicU64];
+
+    fn deref(&self) -> &[AtomicU64] {
+        match self {
+            Memory::Shared(mapping) => mapping,
+            Memory::Private(words) => words,
+        }
+    }
+}
+
+impl Plane {
+    /// Opens the plane, or keeps its place where it cannot be had. For the collection's writer alone.
+    pub(crate) fn open(config: &Config, host: Host, linger: Duration, stats: Arc<Stats>) -> Plane {
+        let host = HostNumbers { mntns: host.namespaces.mnt, netns: host.namespaces.net, cgroup: host.cgroup_id };
+        let geometry = Geometry::of(config.rows());
+        stats.capacity.store(geometry.capacity as u64, Ordering::Relaxed);
+        let mut plane = Plane {
+            config: config.clone(),
+            host,
+            linger,
+            rows: Rows::new(private_table(geometry, host), geometry, nanos(linger)),
+            file: None,
+            last_seen: 0,
+            next_beat: 0,
+            beats_to_retry: 0,
+            said_full: false,
+            stats,
+        };
+        plane.attach();
+        // There is nothing yet that a new file could want.
+        let _ = plane.beat();
+        plane
+    }
+
+    /// Makes the file the memory of the table. Whether there is one; what was in the table is then gone from it.
+    fn attach(&mut self) -> bool {
+        let now = BootTime::now().0;
+        let mut file = match PlaneFile::open(&self.config, now) {
+            Ok(file) => file,
+            Err(error) => {
+                self.stats.is_written.store(false, Ordering::Relaxed);
+                tracing::warn!(%error, remedy = error.remedy(), "other programs cannot look up in a file");
+                self.beats_to_retry = RETRY_BEATS;
+                return false;
+            }
+        };
+        let geometry = Geometry::of(self.config.rows());
+        let memory = Memory::Shared(Arc::clone(&file.memory));
+        let rows = if file.is_adopted {
+            self.adopt(memory, geometry, now)
+        } else {
+            let table = Table::create(memory, geometry.capacity, file.boot_id, self.host);
+            Rows::new(table, geometry, nanos(self.linger))
+        };
+        let table = rows.table();
+        let epoch = table.get32(offset_of!(Header, epoch)).wrapping_add(1);
+        let owner = std::process::id();
+        let start = Task::open(owner).and_then(|task| task.id()).map_or(0, |task| task.start_ticks);
+        table.set32(offset_of!(Header, owner_pid), owner);
+        table.set64(offset_of!(Header, owner_start), start);
+        table.set64(offset_of!(Header, heartbeat), now);
+        table.set64(offset_of!(Header, sequence), 0);
+        table.set32(offset_of!(Header, flags), if rows.is_adopting() { Header::ADOPTING } else { 0 });
+        table.set32(offset_of!(Header, epoch), epoch);
+        if let Err(error) = file.put_in_place() {
+            tracing::warn!(%error, remedy = error.remedy(), "other programs cannot look up in a file");
+            self.beats_to_retry = RETRY_BEATS;
+            return false;
+        }
+        self.stats.epoch.store(epoch.into(), Ordering::Relaxed);
+        self.stats.is_written.store(true, Ordering::Relaxed);
+        tracing::info!(path = %file.path().display(), epoch, "other programs can look up in the plane");
+        (self.rows, self.file) = (rows, Some(file));
+        true
+    }
+
+    /// Takes over what an earlier owner left: rows of processes that live stay as they are until their containers are seen.
+    fn adopt(&mut self, memory: Memory, geometry: Geometry, now: u64) -> Rows<Memory> {
+        let (table, left) = Table::adopt(memory, geometry.capacity, self.host);
+        self.last_seen = table.get64(offset_of!(Header, heartbeat)).min(now);
+        self.stats.adopted.store(left.len() as u64, Ordering::Relaxed);
+        let mut rows = Rows::new(table, geometry, nanos(self.linger));
+        rows.inherit(left, self.last_seen, now, is_alive);
+        rows
+    }
+
+    /// What the collection has just published: after this every reader finds it.
+    pub(crate) fn publish(&mut self, changes: &[RowChange], sequence: u64) {
+        // Those that leave, and those whose time is over, before those that may have their numbers now.
+        for change in changes.iter().filter(|change| change.after.is_none()) {
+            change.before.iter().for_each(|row| self.rows.leave(row.container.instance));
+        }
+        let (over, open): (Vec<&view::Row>, Vec<&view::Row>) =
+            changes.iter().filter_map(|change| change.after.as_ref()).partition(|row| !row.here.is_open());
+        over.into_iter().chain(open).for_each(|row| self.rows.enter(row));
+        self.rows.table().set64(offset_of!(Header, sequence), sequence);
+        self.tell();
+    }
+
+    /// All that lives has been published once: what an earlier owner knew and nobody has seen is over.
+    pub(crate) fn scanned(&mut self) {
+        if self.rows.is_adopting() {
+            self.rows.end_inheritance(self.last_seen, BootTime::now().0);
+            self.tell();
+        }
+        let flags = self.rows.table().get32(offset_of!(Header, flags));
+        self.rows.table().set32(offset_of!(Header, flags), flags & !Header::ADOPTING);
+    }
+
+    /// When [`Plane::beat`] is due.
+    pub(crate) fn next_beat(&self) -> BootTime {
+        BootTime(self.next_beat)
+    }
+
+    /// A sign of life, once a second. Whether a new file wants everything that there is: [`Plane::fill`] it.
+    #[must_use]
+    pub(crate) fn beat(&mut self) -> bool {
+        let now = BootTime::now().0;
+        self.next_beat = now + HEARTBEAT_NS;
+        let is_lost = self.file.as_ref().is_some_and(|file| !file.is_current());
+        if is_lost && let Some(file) = self.file.take() {
+            tracing::warn!(path = %file.path().display(), "the plane was removed or replaced by another");
+            file.supersede();
+            let geometry = Geometry::of(self.config.rows());
+            self.rows = Rows::new(private_table(geometry, self.host), geometry, nanos(self.linger));
+            self.beats_to_retry = 0;
+        }
+        let is_new = match self.file {
+            Some(_) => false,
+            None if self.beats_to_retry > 0 => {
+                self.beats_to_retry -= 1;
+                false
+            }
+            None => self.attach(),
+        };
+        self.rows.expire(now);
+        self.rows.table().set64(offset_of!(Header, heartbeat), now);
+        self.tell();
+        is_new || is_lost
+    }
+
+    /// Writes all that there is.
+    pub(crate) fn fill<'a>(&mut self, rows: impl Iterator<Item = &'a view::Row>) {
+        rows.for_each(|row| self.rows.enter(row));
+        self.tell();
+    }
+
+    /// Tells readers that something is different, and counts.
+    fn tell(&mut self) {
+        let touched = self.rows.take_touched();
+        self.rows.write_counts();
+        let table = self.rows.table();
+        if !touched.is_empty() {
+            let changes = offset_of!(Header, changes);
+            table.set32(changes, table.get32(changes).wrapping_add(1));
+            sys::wake_waiters(&table.memory()[changes / WORD_LEN]);
+        }
+        let (refused, evicted) = self.rows.counts();
+        let is_full = self.rows.waiting() > 0;
+        if is_full && !std::mem::replace(&mut self.said_full, true) {
+            let rows = self.config.rows();
+            tracing::warn!(rows, "the plane is full: raise `plane.capacity`; containers wait for a row");
+        }
+        let Stats { rows, waiting, refused: refused_ever, evicted: evicted_ever, truncated, .. } = &*self.stats;
+        rows.store(table.get32(offset_of!(Header, rows)).into(), Ordering::Relaxed);
+        waiting.store(self.rows.waiting() as u64, Ordering::Relaxed);
+        refused_ever.store(refused, Ordering::Relaxed);
+        evicted_ever.store(evicted, Ordering::Relaxed);
+        truncated.store(table.get64(offset_of!(Header, truncated)), Ordering::Relaxed);
+    }
+}
+
+impl Drop for Plane {
+    /// What is there stays for readers, who are told that nobody keeps it up to date.
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            let table = self.rows.table();
+            let flags = table.get32(offset_of!(Header, flags));
+            table.set32(offset_of!(Header, flags), flags | Header::STOPPED);
+        }
+    }
+}
+
+/// A table that nobody else sees.
+fn private_table(geometry: Geometry, host: HostNumbers) -> Table<Memory> {
+    let words = (0..geometry.file_len / WORD_LEN).map(|_| AtomicU64::new(0)).collect();
+    Table::create(Memory::Private(words), geometry.capacity, [0; 16], host)
+}
+
+/// Whether a row's process is still there, and where it was.
+fn is_alive(task: TaskId, row: &Row) -> bool {
+    Task::open(task.pid).is_ok_and(|found| found.is(task) && found.namespaces().mnt == row.mntns)
+}
+
+fn nanos(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}

@@ -180,6 +180,11 @@ impl<W: Word, M: Deref<Target = [W]>> Table<M> {
         }
     }
 
+    /// Whether there is a free row.
+    pub(crate) fn has_room(&self) -> bool {
+        (self.used as usize) < self.geometry.capacity || !self.free.is_empty()
+    }
+
     /// A free row, if there is one. It is taken once something was [`put`](Table::put) into it.
     pub(crate) fn take(&mut self) -> Option<u32> {
         // One that has rested longest: a number that somebody noted long ago should mean nothing, rather than another.
@@ -201,7 +206,7 @@ impl<W: Word, M: Deref<Target = [W]>> Table<M> {
         let row = Row {
             lock: former.lock,
             uses: former.uses.wrapping_add(anew.into()),
-            flags: image.row.flags | Row::IN_USE | if was_cut { Row::TRUNCATED } else { 0 },
+            flags: image.row.flags | if was_cut { Row::TRUNCATED } else { 0 },
             text_at: at as u64,
             text_len: lens.into_iter().map(u32::from).sum(),
             id_len,
