@@ -160,6 +160,8 @@ pub struct Setup {
     pub foreign_wake_ns: u64,
     /// An unread ring buffer wakes user space when it holds this many bytes.
     pub ring_wake_bytes: u64,
+    /// The probes stop after so many nanoseconds without a heartbeat of their owner; 0: they have none to look for.
+    pub keep_ns: u64,
 }
 
 impl Setup {
@@ -173,12 +175,13 @@ impl Setup {
         foreign_max: 0,
         foreign_wake_ns: 0,
         ring_wake_bytes: 0,
+        keep_ns: 0,
     };
 }
 
 const _: () = {
     assert!(size_of::<Layout>() == 8 * Layout::FIELDS.len());
-    assert!(size_of::<Setup>() == size_of::<Layout>() + 56);
+    assert!(size_of::<Setup>() == size_of::<Layout>() + 64);
 };
 
 #[cfg(test)]

@@ -49,6 +49,8 @@ pub trait Tables {
     fn init_executed(&self, key: u64);
     /// Removes a key; whether it was there.
     fn remove(&self, key: u64) -> bool;
+    /// The slot of a mount namespace.
+    fn slot(&self, mntns: u32) -> Option<Slot>;
     /// Writes the slot of a mount namespace, whatever it held; whether there was room.
     fn set_slot(&self, mntns: u32, slot: &Slot) -> bool;
     /// Flags the slot of a mount namespace as ended, if it is still this generation's.
@@ -151,7 +153,12 @@ fn learn<T: Tables>(tables: &T, task: &TaskFacts, now: u64, execs: u64, init_exe
         }
         return false;
     }
-    let slot = Slot { generation: generation(task, now), born: now, row: Slot::NO_ROW, flags: Slot::PROVISIONAL };
+    let generation = generation(task, now);
+    // Slots outlive the tracker that made them: what a former one said about this very namespace stays true.
+    if tables.slot(mntns).is_some_and(|held| held.generation == generation && held.flags & Slot::ENDED == 0) {
+        return true;
+    }
+    let slot = Slot { generation, born: now, row: Slot::NO_ROW, flags: Slot::PROVISIONAL };
     if !tables.set_slot(mntns, &slot) {
         tables.lost(Loss::SlotsFull);
     }
@@ -232,6 +239,9 @@ mod tests {
         fn remove(&self, key: u64) -> bool {
             self.known.borrow_mut().remove(&key).is_some()
         }
+        fn slot(&self, mntns: u32) -> Option<Slot> {
+            self.slots.borrow().get(&mntns).copied()
+        }
         fn set_slot(&self, mntns: u32, slot: &Slot) -> bool {
             self.slots.borrow_mut().insert(mntns, *slot);
             true
@@ -311,6 +321,18 @@ mod tests {
         // The end of the former holder leaves the new holder's slot alone.
         assert!(ended(&maps, &task(7, 100, 5), 3).is_some());
         assert_eq!(maps.slots.borrow()[&100].flags, Slot::PROVISIONAL);
+    }
+
+    #[test]
+    fn a_slot_from_before_keeps_its_row_and_that_of_a_former_holder_does_not() {
+        let maps = Maps::new();
+        let held = Slot { generation: 5, born: 1, row: 3, flags: 0 };
+        maps.slots.borrow_mut().insert(100, held);
+        assert!(forked(&maps, &task(7, 100, 5), 11).is_some());
+        assert_eq!(maps.slots.borrow()[&100], held);
+        assert!(forked(&maps, &task(8, 100, 6), 12).is_some());
+        let fresh = Slot { generation: 6, born: 12, row: Slot::NO_ROW, flags: Slot::PROVISIONAL };
+        assert_eq!(maps.slots.borrow()[&100], fresh);
     }
 
     #[test]

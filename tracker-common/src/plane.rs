@@ -448,7 +448,7 @@ pub const SCHEMA: u64 = {
 };
 
 /// FNV-1a.
-const fn fold_bytes(mut hash: u64, bytes: &[u8]) -> u64 {
+pub(crate) const fn fold_bytes(mut hash: u64, bytes: &[u8]) -> u64 {
     let mut at = 0;
     while at < bytes.len() {
         hash = (hash ^ bytes[at] as u64).wrapping_mul(0x0100_0000_01B3);

@@ -1,9 +1,13 @@
 //! Keys and values of the BPF maps.
 //!
-//! [`Slot`] is public: a tracer's own BPF programs may look up the map `MOUNT_NAMESPACES` by the `u32` inode number of a
-//! task's mount namespace, from the container's first event on. The other tables are the tracker's own.
+//! [`Slot`], [`CgroupSlot`] and [`Owner`] are public, as is [`BpfRow`](crate::plane::BpfRow): a tracer's own BPF programs
+//! find them in pinned maps, by the `u32` inode number of a task's mount namespace or the `u64` id of its cgroup, from the
+//! container's first event on. The other tables are the tracker's own.
 
-use core::mem::size_of;
+use core::mem::{offset_of, size_of};
+
+use crate::plane;
+use crate::record::{CgroupRecord, ProcessRecord, TaskFacts};
 
 /// What other BPF programs find under a mount namespace's inode number.
 ///
@@ -29,6 +33,65 @@ impl Slot {
     pub const PROVISIONAL: u32 = 1;
     /// The process that the birth was seen on has ended. Others may live on in the namespace.
     pub const ENDED: u32 = 2;
+}
+
+/// How an attempt to fill in a slot's row ended: what the program `fill` returns.
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Filled {
+    /// The slot has the row now.
+    Done = 0,
+    /// The number has no slot.
+    Absent = 1,
+    /// The slot is that of another holder of the number.
+    Other = 2,
+}
+
+/// What other BPF programs find under the id of a cgroup in the v2 hierarchy.
+///
+/// Compare [`CgroupSlot::generation`] with that of the row: where they differ, the row has been given away meanwhile, and
+/// the container is not known.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupSlot {
+    /// [`BpfRow::generation`](crate::plane::BpfRow::generation) of the container.
+    pub generation: u64,
+    /// The container's row in the plane, or [`Slot::NO_ROW`].
+    pub row: u32,
+    /// [`CgroupSlot::SHARED`].
+    pub flags: u32,
+}
+
+impl CgroupSlot {
+    /// Several containers are in the cgroup, so that it names none of them: there is no row.
+    pub const SHARED: u32 = 1;
+}
+
+/// Who keeps the pinned maps, and what its successor has to know. Written by user space, in units of 64 bits.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// [`SCHEMA`] of whoever made the maps: with another one they mean something else.
+    pub schema: u64,
+    /// [`Owner::SUPERSEDED`].
+    pub flags: u64,
+    /// When the owner was last seen, in nanoseconds of `CLOCK_BOOTTIME`: written each second.
+    pub heartbeat: u64,
+    /// For how many nanoseconds without a heartbeat the probes go on recording; 0: they end with the owner.
+    pub keep_ns: u64,
+    /// The newest never-reused id of a mount namespace that the owner was told of.
+    pub newest_mntns: u64,
+    /// [`Shared::process_records`] when the owner last looked.
+    pub taken_process_records: u64,
+    /// [`Shared::cgroup_records`] likewise.
+    pub taken_cgroup_records: u64,
+    /// [`Shared::lost`] likewise.
+    pub taken_lost: [u64; 5],
+}
+
+impl Owner {
+    /// In [`Owner::flags`]: other maps are pinned in the place of these. Open the pins again.
+    pub const SUPERSEDED: u64 = 1;
 }
 
 /// What the kernel side remembers about a mount namespace while the process lives that its birth was seen on.
@@ -110,8 +173,57 @@ pub struct Shared {
     pub foreign_wake: u64,
 }
 
+/// Hash over what is in pinned maps and in records, and where: maps with the same one are used in the same way.
+pub const SCHEMA: u64 = {
+    let places = [
+        offset_of!(Slot, generation),
+        offset_of!(Slot, born),
+        offset_of!(Slot, row),
+        offset_of!(Slot, flags),
+        offset_of!(CgroupSlot, generation),
+        offset_of!(CgroupSlot, row),
+        offset_of!(CgroupSlot, flags),
+        offset_of!(Known, born),
+        offset_of!(Known, init_start),
+        offset_of!(Known, execs),
+        offset_of!(Known, init_tgid),
+        offset_of!(Known, mntns),
+        offset_of!(Known, init_executed),
+        offset_of!(Known, flags),
+        offset_of!(Shared, process_records),
+        offset_of!(Shared, cgroup_records),
+        offset_of!(Shared, foreign),
+        offset_of!(Shared, foreign_wake),
+        offset_of!(Owner, heartbeat),
+        offset_of!(Owner, keep_ns),
+        offset_of!(Owner, newest_mntns),
+        offset_of!(Owner, taken_process_records),
+        offset_of!(Owner, taken_cgroup_records),
+        offset_of!(Owner, taken_lost),
+        size_of::<Slot>(),
+        size_of::<CgroupSlot>(),
+        size_of::<Known>(),
+        size_of::<Shared>(),
+        size_of::<Owner>(),
+        size_of::<TaskFacts>(),
+        size_of::<ProcessRecord>(),
+        size_of::<CgroupRecord>(),
+        // Raised when a field comes to mean something else and stays where it was.
+        1,
+    ];
+    let mut hash = plane::SCHEMA;
+    let mut at = 0;
+    while at < places.len() {
+        hash = plane::fold_bytes(hash, &(places[at] as u64).to_le_bytes());
+        at += 1;
+    }
+    hash
+};
+
 const _: () = {
     assert!(size_of::<Slot>() == 24);
+    assert!(size_of::<CgroupSlot>() == 16);
+    assert!(size_of::<Owner>() == 96);
     assert!(size_of::<Known>() == 40);
     assert!(size_of::<Shared>() == 72);
     assert!(Loss::ALL.len() == 5);

@@ -9,7 +9,7 @@ use tracker_common::table::Loss;
 use tracker_ebpf::setting;
 use tracker_ebpf::task::{Kernel, cgroup_hierarchy, cgroup_id};
 
-use crate::maps::{count_cgroup_record, emit};
+use crate::maps::{count_cgroup_record, emit, is_abandoned};
 
 /// `cgroup_mkdir(cgroup, path)`.
 #[btf_tracepoint(function = "cgroup_mkdir")]
@@ -40,10 +40,13 @@ fn emit_cgroup(ctx: &BtfTracePointContext, kind: Kind) -> i32 {
     if hierarchy != setting!(hierarchy) as u32 {
         return 0;
     }
-    count_cgroup_record();
-    let id = cgroup_id(cgroup);
     // SAFETY: a helper without arguments.
     let time = unsafe { bpf_ktime_get_boot_ns() };
+    if is_abandoned(time) {
+        return 0;
+    }
+    count_cgroup_record();
+    let id = cgroup_id(cgroup);
     emit(false, Loss::CgroupRecord, |record: *mut CgroupRecord| {
         // SAFETY: `record` is reserved; the helper writes at most `PATH_LEN` bytes into its last field.
         let copied =

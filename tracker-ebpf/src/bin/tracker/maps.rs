@@ -1,14 +1,14 @@
 //! The maps, and how records leave.
 
-use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_or, atomic_xadd};
 use core::mem::size_of;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
+use aya_ebpf::bindings::{BPF_ANY, BPF_F_MMAPABLE, BPF_NOEXIST, BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP};
 use aya_ebpf::helpers::{bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, RingBuf};
 use tracker_common::life::{Inserted, Tables};
-use tracker_common::table::{Known, Loss, Shared, Slot};
+use tracker_common::table::{Known, Loss, Owner, Shared, Slot};
 use tracker_ebpf::setting;
 
 /// All records, in one order. Its size is the loader's choice.
@@ -26,6 +26,23 @@ pub static MOUNT_NAMESPACES: HashMap<u32, Slot> = HashMap::with_max_entries(32_7
 /// One [`Shared`].
 #[map]
 pub static SHARED: Array<Shared> = Array::with_max_entries(1, 0);
+
+/// One [`Owner`], which user space writes through a mapping.
+#[map]
+pub static OWNER: Array<Owner> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Whether nobody has read records for so long that nobody will: the probes may outlive the tracker, but not for ever.
+#[inline(always)]
+pub fn is_abandoned(now: u64) -> bool {
+    let keep_ns = setting!(keep_ns);
+    if keep_ns == 0 {
+        return false;
+    }
+    let Some(owner) = OWNER.get_ptr(0) else { return true };
+    // SAFETY: points into the map's value, which user space writes.
+    let heartbeat = unsafe { core::ptr::read_volatile(&raw const (*owner).heartbeat) };
+    now > heartbeat && now - heartbeat > keep_ns
+}
 
 /// The maps as the decisions see them.
 pub struct Maps;
@@ -69,6 +86,12 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
+    fn slot(&self, mntns: u32) -> Option<Slot> {
+        // SAFETY: the number's present holder is alive, and so nobody replaces its slot.
+        unsafe { MOUNT_NAMESPACES.get(mntns) }.copied()
+    }
+
+    #[inline(always)]
     fn set_slot(&self, mntns: u32, slot: &Slot) -> bool {
         MOUNT_NAMESPACES.insert(mntns, slot, u64::from(BPF_ANY)).is_ok()
     }
@@ -78,8 +101,9 @@ impl Tables for Maps {
         if let Some(slot) = MOUNT_NAMESPACES.get_ptr_mut(mntns) {
             // SAFETY: points into the map's value.
             if unsafe { (*slot).generation } == generation {
-                // SAFETY: as above; a namespace ends once, so nobody else writes.
-                unsafe { (*slot).flags |= Slot::ENDED };
+                // User space may fill in the row at the same time.
+                // SAFETY: as above, and aligned.
+                unsafe { atomic_or::<u32, u32, { AtomicOrdering::SeqCst }>(&raw mut (*slot).flags, Slot::ENDED) };
             }
         }
     }

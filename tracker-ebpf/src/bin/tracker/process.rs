@@ -10,7 +10,7 @@ use tracker_common::table::Loss;
 use tracker_ebpf::setting;
 use tracker_ebpf::task::Task;
 
-use crate::maps::{Maps, count_process_record, emit};
+use crate::maps::{Maps, count_process_record, emit, is_abandoned};
 
 /// `sched_process_fork(parent, child)`: the child is complete, and has not run.
 #[btf_tracepoint(function = "sched_process_fork")]
@@ -19,7 +19,11 @@ pub fn on_fork(ctx: BtfTracePointContext) -> i32 {
     if !child.is_contained() || child.pid() != child.tgid() {
         return 0;
     }
-    let (facts, now) = (child.facts(), now());
+    let now = now();
+    if is_abandoned(now) {
+        return 0;
+    }
+    let facts = child.facts();
     if let Some(report) = life::forked(&Maps, &facts, now) {
         debug!(&ctx, "mount ns {} born by fork of {}", facts.mntns, facts.tgid);
         emit_process(Kind::Fork, &facts, now, report, 0, 0);
@@ -34,7 +38,11 @@ pub fn on_exec(ctx: BtfTracePointContext) -> i32 {
     if !task.is_contained() {
         return 0;
     }
-    let (facts, now) = (task.facts(), now());
+    let now = now();
+    if is_abandoned(now) {
+        return 0;
+    }
+    let facts = task.facts();
     if let Some(report) = life::executed(&Maps, &facts, now) {
         emit_process(Kind::Exec, &facts, now, report, 0, 0);
     }
@@ -53,7 +61,11 @@ pub fn on_exit(ctx: BtfTracePointContext) -> i32 {
     if !last {
         return 0;
     }
-    let (facts, now) = (task.facts(), now());
+    let now = now();
+    if is_abandoned(now) {
+        return 0;
+    }
+    let facts = task.facts();
     if let Some(report) = life::ended(&Maps, &facts, now) {
         let oom = match task.is_oom_victim() {
             Some(true) => ProcessRecord::OOM_KNOWN | ProcessRecord::OOM,

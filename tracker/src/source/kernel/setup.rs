@@ -56,6 +56,7 @@ impl Machine {
             foreign_max: config.foreign_max(),
             foreign_wake_ns: 1_000_000_000 / u64::from(config.foreign_wakes_per_second.max(1)),
             ring_wake_bytes: u64::from(config.ring_bytes() / 4),
+            keep_ns: 0,
         }
     }
 }
