@@ -27,6 +27,7 @@ pub mod process;
 pub mod runc;
 pub mod silent_fs;
 
+pub mod bpf;
 pub mod child;
 pub mod net;
 pub mod podman;

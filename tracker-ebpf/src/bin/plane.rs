@@ -7,11 +7,12 @@
 #![feature(core_intrinsics)]
 #![allow(internal_features)]
 
+use core::ffi::c_void;
 use core::intrinsics::{AtomicOrdering, atomic_and, atomic_or};
 use core::ptr::write_volatile;
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::macros::{map, raw_tracepoint};
+use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use aya_ebpf::programs::RawTracePointContext;
 use tracker_common::plane::BpfRow;
@@ -37,8 +38,11 @@ static OWNER: Array<Owner> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 ///
 /// A slot that is replaced in the nanoseconds between may get the row that was meant for its predecessor. Its readers
 /// compare the generation with the row's, and so find that they do not know it.
-#[raw_tracepoint]
-pub fn fill(ctx: RawTracePointContext) -> u32 {
+// Without the crate's macro, which would return 0.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "raw_tp")]
+pub extern "C" fn fill(ctx: *mut c_void) -> u32 {
+    let ctx = RawTracePointContext::new(ctx);
     let (mntns, generation) = (ctx.arg::<u64>(0) as u32, ctx.arg::<u64>(1));
     let (row, provisional) = (ctx.arg::<u64>(2) as u32, ctx.arg::<u64>(3));
     let Some(slot) = MOUNT_NAMESPACES.get_ptr_mut(mntns) else { return Filled::Absent as u32 };

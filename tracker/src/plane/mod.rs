@@ -27,6 +27,8 @@ use crate::time::BootTime;
 
 pub mod config;
 
+pub mod pins;
+
 mod file;
 mod image;
 mod rows;

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 
 use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use tracker_common::layout::Setup;
-use tracker_common::table::{Known, Shared, Slot};
+use tracker_common::table::{CgroupSlot, Known, Shared, Slot};
 
 /// A type of the ABI, as aya takes it.
 #[derive(Clone, Copy)]
@@ -17,6 +17,8 @@ pub(crate) struct Plain<T: Copy>(pub(crate) T);
 unsafe impl aya::Pod for Plain<Known> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Slot> {}
+// SAFETY: as above.
+unsafe impl aya::Pod for Plain<CgroupSlot> {}
 // SAFETY: as above.
 unsafe impl aya::Pod for Plain<Shared> {}
 // SAFETY: as above.
