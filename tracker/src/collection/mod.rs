@@ -26,3 +26,5 @@ mod timeline;
 
 pub(crate) use state::RowChange;
 pub use timeline::Containers;
+#[cfg(test)]
+pub(crate) use timeline::Interval;

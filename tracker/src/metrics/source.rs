@@ -1,10 +1,13 @@
 //! What each source counts about its own work.
 
+use std::sync::atomic::Ordering;
+
 use nix::errno::Errno;
 
 use super::text::Families;
 use super::{buckets, read};
 use crate::barrier;
+use crate::plane;
 use crate::route;
 use crate::source::{find, kernel, podman, proc, scan};
 use crate::tracker::Stats;
@@ -23,6 +26,7 @@ pub(super) fn add(families: &mut Families, stats: &Stats) {
     docker(families, &stats.docker);
     finder(families, &stats.find);
     routes(families, &stats.route);
+    plane(families, &stats.plane);
 }
 
 fn probes(families: &mut Families, stats: &kernel::Stats) {
@@ -204,4 +208,17 @@ fn routes(families: &mut Families, stats: &route::Stats) {
     let labels = |result: &str| vec![("source", "ec2".to_owned()), ("result", result.to_owned())];
     let results = results.map(|(result, count)| (labels(result), read(count)));
     families.counters("route_subnet_lookups", "Look-ups of a cloud's names for subnets", results);
+}
+
+fn plane(families: &mut Families, stats: &plane::Stats) {
+    let is_written = stats.is_written.load(Ordering::Relaxed);
+    families.gauge("plane_written", "1 while this tracker writes the plane's file", f64::from(u8::from(is_written)));
+    families.gauge("plane_epoch", "How many owners the plane's file has had", read(&stats.epoch) as f64);
+    families.gauge("plane_capacity", "Rows that the plane has", read(&stats.capacity) as f64);
+    families.gauge("plane_rows", "Rows of the plane that are in use", read(&stats.rows) as f64);
+    families.gauge("plane_waiting", "Containers that wait for a row of the plane", read(&stats.waiting) as f64);
+    families.counter("plane_refused", "Containers that found the plane full", read(&stats.refused));
+    families.counter("plane_evicted", "Tombstones that made room in the plane before their time", read(&stats.evicted));
+    families.counter("plane_truncated", "Rows of the plane whose texts were cut", read(&stats.truncated));
+    families.gauge("plane_adopted", "Rows that were taken over from an earlier tracker", read(&stats.adopted) as f64);
 }

@@ -287,3 +287,6 @@ fn is_alive(task: TaskId, row: &Row) -> bool {
 fn nanos(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests;
