@@ -177,10 +177,15 @@ impl Tracker {
 
         let queue = facts.sender().downgrade();
         let collection = Arc::clone(&stats.collection);
-        let plane = config
-            .plane
-            .is_enabled()
-            .then(|| Plane::open(&config.plane, host, config.collection.linger(), Arc::clone(&stats.plane)));
+        let plane = config.plane.is_enabled().then(|| {
+            Plane::open(
+                &config.plane,
+                host,
+                config.collection.linger(),
+                config.kernel.max_namespaces,
+                Arc::clone(&stats.plane),
+            )
+        });
         let writer = Writer::new(config.collection.clone(), filter, host, deliveries, queue, closer, collection)
             .with_plane(plane);
         let published = writer.published();

@@ -31,6 +31,7 @@ pub mod pins;
 
 mod file;
 mod image;
+mod mirror;
 mod rows;
 mod table;
 
@@ -38,6 +39,8 @@ pub use config::Config;
 pub use file::FileError;
 
 use file::{Mapping, PlaneFile};
+use mirror::Mirror;
+use pins::{Pinning, Pins};
 use rows::Rows;
 use table::{HostNumbers, Table};
 
@@ -65,6 +68,8 @@ pub struct Stats {
     pub truncated: AtomicU64,
     /// Rows of an earlier owner that were taken over.
     pub adopted: AtomicU64,
+    /// The pinned maps'.
+    pub pins: Arc<pins::Stats>,
 }
 
 /// See the module.
@@ -74,6 +79,7 @@ pub(crate) struct Plane {
     linger: Duration,
     rows: Rows<Memory>,
     file: Option<PlaneFile>,
+    mirror: Option<Mirror>,
     /// When the last owner of the file was seen last.
     last_seen: u64,
     next_beat: u64,
@@ -102,7 +108,9 @@ impl Deref for Memory {
 
 impl Plane {
     /// Opens the plane, or keeps its place where it cannot be had. For the collection's writer alone.
-    pub(crate) fn open(config: &Config, host: Host, linger: Duration, stats: Arc<Stats>) -> Plane {
+    ///
+    /// `max_namespaces` is how many the probes can know.
+    pub(crate) fn open(config: &Config, host: Host, linger: Duration, max_namespaces: u32, stats: Arc<Stats>) -> Plane {
         let host = HostNumbers { mntns: host.namespaces.mnt, netns: host.namespaces.net, cgroup: host.cgroup_id };
         let geometry = Geometry::of(config.rows());
         stats.capacity.store(geometry.capacity as u64, Ordering::Relaxed);
@@ -112,13 +120,18 @@ impl Plane {
             linger,
             rows: Rows::new(private_table(geometry, host), geometry, nanos(linger)),
             file: None,
+            mirror: open_pins(config, max_namespaces, &stats).map(|pins| Mirror::new(pins, host.cgroup)),
             last_seen: 0,
             next_beat: 0,
             beats_to_retry: 0,
             said_full: false,
             stats,
         };
-        plane.attach();
+        let is_attached = plane.attach();
+        let is_adopted = is_attached && plane.file.as_ref().is_some_and(|file| file.is_adopted);
+        if let Some(mirror) = plane.mirror.as_mut().filter(|mirror| mirror.is_inherited() && !is_adopted) {
+            mirror.begin_anew();
+        }
         // There is nothing yet that a new file could want.
         let _ = plane.beat();
         plane
@@ -197,6 +210,12 @@ impl Plane {
         }
         let flags = self.rows.table().get32(offset_of!(Header, flags));
         self.rows.table().set32(offset_of!(Header, flags), flags & !Header::ADOPTING);
+        self.mirror.iter_mut().for_each(Mirror::end_inheritance);
+    }
+
+    /// What the probes share with the pinned maps, if there are any.
+    pub(crate) fn pinning(&self) -> Option<Pinning> {
+        self.mirror.as_ref().map(Mirror::pinning)
     }
 
     /// When [`Plane::beat`] is due.
@@ -227,6 +246,12 @@ impl Plane {
         };
         self.rows.expire(now);
         self.rows.table().set64(offset_of!(Header, heartbeat), now);
+        if let Some(mirror) = &mut self.mirror {
+            mirror.heartbeat(now);
+            if is_new || is_lost {
+                mirror.begin_anew();
+            }
+        }
         self.tell();
         is_new || is_lost
     }
@@ -242,6 +267,7 @@ impl Plane {
         let touched = self.rows.take_touched();
         self.rows.write_counts();
         let table = self.rows.table();
+        self.mirror.iter_mut().for_each(|mirror| mirror.follow(&touched, |row| table.row(row).uses));
         if !touched.is_empty() {
             let changes = offset_of!(Header, changes);
             table.set32(changes, table.get32(changes).wrapping_add(1));
@@ -269,6 +295,21 @@ impl Drop for Plane {
             let table = self.rows.table();
             let flags = table.get32(offset_of!(Header, flags));
             table.set32(offset_of!(Header, flags), flags | Header::STOPPED);
+        }
+    }
+}
+
+/// Opens the pinned maps, or says why there are none.
+fn open_pins(config: &Config, max_namespaces: u32, stats: &Stats) -> Option<Pins> {
+    match Pins::open(config, max_namespaces, Arc::clone(&stats.pins)) {
+        Ok(pins) => {
+            tracing::info!(path = %pins.path().display(), "BPF programs can look up in pinned maps");
+            Some(pins)
+        }
+        Err(error) => {
+            let source = std::error::Error::source(&error).map_or_else(String::new, |source| format!(": {source}"));
+            tracing::warn!(%error, source, remedy = error.remedy(), "BPF programs cannot look up in pinned maps");
+            None
         }
     }
 }

@@ -276,12 +276,22 @@ impl Pins {
         for row in 0..self.rows.items() {
             // Most have never been used.
             if self.rows.item(row).is_some_and(|words| words.iter().any(|word| word.load(Ordering::Relaxed) != 0)) {
-                self.write(row as u32, &FREE);
+                self.clear(row as u32);
             }
         }
-        for cgroup in self.cgroups.keys().flatten().collect::<Vec<u64>>() {
+        self.retain_cgroups(|_| false);
+    }
+
+    /// Forgets the cgroups that are not `kept`.
+    pub fn retain_cgroups(&mut self, kept: impl Fn(u64) -> bool) {
+        for cgroup in self.cgroups.keys().flatten().filter(|id| !kept(*id)).collect::<Vec<u64>>() {
             self.remove_cgroup(cgroup);
         }
+    }
+
+    /// Frees a row. 0 calls into the kernel.
+    pub fn clear(&mut self, row: u32) {
+        self.write(row, &FREE);
     }
 
     /// Writes a row under its sequence lock, whose value in `value` does not count. 0 calls into the kernel.
@@ -295,8 +305,9 @@ impl Pins {
     }
 
     /// Fills in the row of a mount ns, and whether nobody has vouched for it yet, if its slot is of this generation: the
-    /// never-reused id, else the time of its birth. `None` says that it has no row any more. One call into the kernel.
-    pub fn fill(&mut self, mntns: u32, generation: u64, row: Option<u32>, provisional: bool) {
+    /// never-reused id, else the time of its birth. `None` says that it has no row any more. Whether it was. One call into the
+    /// kernel.
+    pub fn fill(&mut self, mntns: u32, generation: u64, row: Option<u32>, provisional: bool) -> bool {
         let row = row.unwrap_or(Slot::NO_ROW);
         let mut options = RawTracePointRunOptions::new();
         options.args[..4].copy_from_slice(&[mntns.into(), generation, row.into(), provisional.into()]);
@@ -308,6 +319,7 @@ impl Pins {
             None => &self.stats.refused,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+        std::ptr::eq(counter, &self.stats.filled)
     }
 
     /// Says which container is in a cgroup. One call into the kernel.
