@@ -28,6 +28,7 @@ pub use collection::story::{Story, StoryLine, Who};
 pub use collection::view::{ById, Group, Lookup, Reader};
 pub use config::Config;
 pub use container::{Container, ContainerId, ContainerKey};
+pub use plane::selection::Selection;
 pub use selector::Selector;
 pub use time::BootTime;
 pub use tracker::{Handle, StartError, Tracker};

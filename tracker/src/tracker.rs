@@ -36,6 +36,7 @@ use crate::config::Config;
 use crate::container::{Container, Str};
 use crate::fact::{Fact, Source, What};
 use crate::filter::{BadPatterns, Filter};
+use crate::plane::selection::{Selection, SelectionError, SelectionMaps};
 use crate::plane::{self, Plane};
 use crate::route::{self, Place, RouteError, Routes};
 use crate::selector::Selector;
@@ -140,6 +141,7 @@ pub struct Handle {
     health: HealthBoard,
     images: Images,
     stats: Stats,
+    plane: Arc<plane::Config>,
     /// The routes, or why there are none; absent in a collection alone.
     routes: Option<Arc<Result<Routes, RouteError>>>,
 }
@@ -194,7 +196,8 @@ impl Tracker {
         let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tracker-io").enable_all().build();
         let runtime = runtime.map_err(|error| StartError::Thread { name: "tracker-io", error })?;
         let images = Images::default();
-        let handle = Handle { node, facts, published, health, images, stats, routes: None };
+        let plane = Arc::new(config.plane.clone());
+        let handle = Handle { node, facts, published, health, images, stats, plane, routes: None };
         let stop = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let stop = stop.map_err(|errno| StartError::Thread { name: "tracker-kernel", error: errno.into() })?;
         let tracker = Tracker {
@@ -606,6 +609,50 @@ impl Handle {
         Ok(stats)
     }
 
+    /// A live set of the containers that `selector` picks, as BPF maps with room for as many as the plane has. They hold what
+    /// is there when this returns, and follow: see [`crate::plane::selection`]. Needs CAP_BPF.
+    pub async fn selection(&self, name: &str, selector: Selector) -> Result<Selection, SelectionError> {
+        self.selection_in(name, selector, self.selection_maps()?).await
+    }
+
+    /// [`Handle::selection`] for threads. Panics inside an async task.
+    pub fn selection_blocking(&self, name: &str, selector: Selector) -> Result<Selection, SelectionError> {
+        self.selection_in_blocking(name, selector, self.selection_maps()?)
+    }
+
+    /// [`Handle::selection`] in maps that a program has already: nothing needs to be pinned then.
+    pub async fn selection_in(
+        &self,
+        name: &str,
+        selector: Selector,
+        maps: SelectionMaps,
+    ) -> Result<Selection, SelectionError> {
+        let (selection, upkept) = Selection::new(name, selector, maps)?;
+        self.ask(|reply| Ask::Select(upkept, reply)).await?;
+        Ok(selection)
+    }
+
+    /// [`Handle::selection_in`] for threads. Panics inside an async task.
+    pub fn selection_in_blocking(
+        &self,
+        name: &str,
+        selector: Selector,
+        maps: SelectionMaps,
+    ) -> Result<Selection, SelectionError> {
+        let (selection, upkept) = Selection::new(name, selector, maps)?;
+        self.ask_blocking(|reply| Ask::Select(upkept, reply))?;
+        Ok(selection)
+    }
+
+    fn selection_maps(&self) -> Result<SelectionMaps, SelectionError> {
+        SelectionMaps::create(self.plane.rows() as u32)
+    }
+
+    /// How the plane is set up.
+    pub(crate) fn plane(&self) -> &plane::Config {
+        &self.plane
+    }
+
     fn state_live(&self, source: Source, live: bool) {
         // After the end of the collection there is nobody to tell.
         let _ = self.facts.state_blocking(vec![Fact { source, at: BootTime::now(), what: What::Live(live) }]);
@@ -707,7 +754,7 @@ impl Handle {
         let published = writer.published();
         start_writer(writer).expect("a thread can be started");
         let (health, images) = (HealthBoard::new(), Images::default());
-        Handle { node: "node-1".into(), facts, published, health, images, stats, routes: None }
+        Handle { node: "node-1".into(), facts, published, health, images, stats, plane: Arc::default(), routes: None }
     }
 
     /// Where tests report sources' conditions.

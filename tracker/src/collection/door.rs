@@ -18,6 +18,7 @@ use super::story::{Story, Who};
 use super::writer::Figures;
 use crate::container::{ContainerKey, TaskId};
 use crate::fact::{Birth, Fact};
+use crate::plane::selection::Upkept;
 
 /// Facts that may wait for the writer. At one microsecond a fact this is some 16 ms of work.
 const QUEUE_LEN: usize = 16_384;
@@ -53,6 +54,8 @@ pub(crate) enum Ask {
     Resync(u64),
     /// A new synchronous subscriber.
     Hook(Hook),
+    /// A selection to keep up; answered when its maps are what is published.
+    Select(Upkept, oneshot::Sender<()>),
     /// A container's story.
     Explain(Who, oneshot::Sender<Option<Story>>),
     /// The init process that the kernel shows of a container.

@@ -240,6 +240,16 @@ impl View {
         }
     }
 
+    /// Whose mount namespace has inode number `ns` now, unless it is the host's.
+    pub(crate) fn holder_of_mntns(&self, ns: u32) -> Option<&Arc<Container>> {
+        self.mntns.get(ns.into())?.now()
+    }
+
+    /// Who is in a cgroup now; none in the host's root. See [`Reader::by_cgroup`].
+    pub(crate) fn holders_of_cgroup(&self, id: u64) -> impl Iterator<Item = &Container> {
+        self.cgroups.get(id).into_iter().flat_map(|group| group.now().vouched())
+    }
+
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Container>> {
         self.containers.values()
     }

@@ -1,7 +1,8 @@
 //! The one thread that changes the state: takes what is queued, applies all of it, publishes once, then tells.
 //!
 //! ```text
-//! queue ─▶ apply … apply ─▶ settle ─▶ view and plane published ─▶ hooks get their turns, holds are released ─▶ feeds
+//! queue ─▶ apply … apply ─▶ settle ─▶ view, plane and selections published ─▶ hooks get their turns, holds are released
+//!       ─▶ feeds
 //! ```
 //!
 //! It never waits for anybody it tells: feeds and hooks have bounded queues of their own.
@@ -27,6 +28,7 @@ use crate::fact::{Fact, Source, What};
 use crate::filter::Filter;
 use crate::histogram::Histogram;
 use crate::plane::Plane;
+use crate::plane::selection::Selections;
 use crate::time::BootTime;
 
 /// Facts applied before publishing: bounds how long a reader waits for the first of many.
@@ -77,6 +79,7 @@ pub(crate) struct Writer {
     own_queue: mpsc::WeakSender<Delivery>,
     feeds: Feeds,
     hooks: Vec<Hook>,
+    selections: Selections,
     closer: mpsc::Sender<CloserLook>,
     /// Absent where other programs are not to look up.
     plane: Option<Plane>,
@@ -107,6 +110,7 @@ impl Writer {
             own_queue,
             feeds: Feeds::default(),
             hooks: Vec::new(),
+            selections: Selections::default(),
             closer,
             plane: None,
             scanned: false,
@@ -207,6 +211,7 @@ impl Writer {
             self.stats.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
             self.count_ends(&changes);
         }
+        self.selections.publish(&self.view, &changes);
         if self.scanned {
             self.plane.iter_mut().for_each(Plane::scanned);
         }
@@ -290,6 +295,10 @@ impl Writer {
             }
             Ask::Resync(id) => self.feeds.resync(id, &self.state, &mut self.view.all()),
             Ask::Hook(hook) => self.hooks.push(hook),
+            Ask::Select(upkept, reply) => {
+                self.selections.add(upkept, &self.view);
+                let _ = reply.send(());
+            }
             Ask::Explain(who, reply) => {
                 let instance = story::find(&mut Reader::new(self.published()), &who);
                 let _ = reply.send(instance.and_then(|instance| story::tell(&self.state, instance)));

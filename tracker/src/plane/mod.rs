@@ -35,6 +35,8 @@ mod mirror;
 mod rows;
 mod table;
 
+pub mod selection;
+
 pub use config::Config;
 pub use file::FileError;
 
