@@ -12,6 +12,7 @@ pub mod limits;
 pub mod socket;
 
 mod answer;
+mod owned;
 mod owner;
 mod query;
 mod registrations;
@@ -85,7 +86,7 @@ impl Server {
             tracker,
             clock: WallClock::new(),
             watchers: Arc::new(Semaphore::new(limits.watchers)),
-            registrations: Registrations::default(),
+            registrations: Registrations::new("registrations"),
             limits,
             cancel: cancel.clone(),
         };
