@@ -25,6 +25,7 @@
 
 mod keys;
 mod maps;
+pub(crate) mod pins;
 
 use std::collections::HashSet;
 use std::os::fd::BorrowedFd;
@@ -43,6 +44,7 @@ use crate::collection::RowChange;
 use crate::collection::door::Ended;
 use crate::collection::view::{Row, View};
 use crate::container::{Container, Str};
+use crate::plane::pins::PinsError;
 use crate::selector::Selector;
 
 /// Why there is no selection.
@@ -80,6 +82,12 @@ pub enum SelectionError {
         /// What came back.
         source: std::io::Error,
     },
+    /// The configuration says that nothing is to be pinned.
+    #[error("pin a selection: the configuration's `plane.pins` names no directory")]
+    Unwanted,
+    /// The directory of pins cannot be used.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
     /// The collection has ended.
     #[error(transparent)]
     Ended(#[from] Ended),
@@ -96,6 +104,8 @@ impl SelectionError {
             SelectionError::Pin { .. } | SelectionError::Directory { .. } => {
                 "name a directory in a BPF file system that root may write to: `mount -t bpf bpf /sys/fs/bpf`"
             }
+            SelectionError::Unwanted => "name a directory in a BPF file system there",
+            SelectionError::Pins(error) => error.remedy(),
             SelectionError::Ended(_) => "start the tracker again",
         }
     }

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::api::Refusal;
 use crate::collection::door::Ended;
+use crate::selector::SelectorError;
 
 /// A request that is not fulfilled: status and reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +23,13 @@ impl Refused {
     /// 400: the request makes no sense as it is.
     pub(super) fn bad(error: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, error.into())
+    }
+
+    /// 400: a selector that does not parse.
+    pub(super) fn selector(error: &SelectorError) -> Self {
+        let mut refused = Self::bad(error.to_string()).remedy("for example label:app=web,state in (running,paused)");
+        refused.refusal.column = Some(error.column());
+        refused
     }
 
     /// 403: not for this peer.

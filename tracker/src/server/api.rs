@@ -334,6 +334,36 @@ pub struct Registered {
     pub registration: serde_json::Value,
 }
 
+/// One selection, as `/v1/selections` lists it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Selected {
+    /// Its name.
+    pub name: Str,
+    /// Which containers it holds.
+    pub selector: String,
+    /// The process with whose end it ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<u32>,
+    /// Whether it stays until it is removed, and is adopted by the next tracker.
+    pub keep: bool,
+    /// Since when it is kept up by this tracker.
+    pub since: Wall,
+    /// The directory in which its maps are pinned as `mntns` and `cgroups`.
+    pub pins: String,
+    /// Containers that are picked and there.
+    pub containers: u64,
+    /// Keys in the map of mount namespaces.
+    pub mount_namespaces: u64,
+    /// Keys in the map of cgroups.
+    pub cgroups: u64,
+    /// Whether it is incomplete, for want of room.
+    pub full: bool,
+    /// Numbers that should be in a map and are not.
+    pub missing: u64,
+    /// How often the set of containers has changed.
+    pub changes: u64,
+}
+
 /// What `GET /livez` and `/readyz` answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {

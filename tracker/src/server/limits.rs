@@ -37,6 +37,9 @@ pub struct Limits {
     pub watchers: usize,
     /// Registrations at the same time; one more is answered 503.
     pub registrations: usize,
+    /// Pinned selections at the same time; one more is answered 503. Each takes some 160 bytes of the kernel's memory for
+    /// each row of the plane.
+    pub selections: usize,
     /// Bytes of a request's line and headers. At least 8192.
     pub header_bytes: usize,
     /// Bytes of a request's body.
@@ -53,6 +56,7 @@ impl Default for Limits {
             connections: 64,
             watchers: 16,
             registrations: 256,
+            selections: 32,
             header_bytes: 16 * 1024,
             body_bytes: 64 * 1024,
             header_seconds: 10,
@@ -70,6 +74,7 @@ impl Limits {
             connections: self.connections.min(MOST),
             watchers: self.watchers.min(MOST),
             registrations: self.registrations.min(MOST),
+            selections: self.selections.min(MOST),
             header_bytes: self.header_bytes.max(8192),
             body_bytes: self.body_bytes,
             header_seconds: self.header_seconds.min(DAY),
@@ -347,6 +352,7 @@ mod tests {
             connections: most,
             watchers: most,
             registrations: most,
+            selections: most,
             header_bytes: most,
             body_bytes: most,
             header_seconds: u64::MAX,

@@ -18,6 +18,7 @@ mod query;
 mod registrations;
 mod route;
 mod routes;
+mod selections;
 mod watch;
 
 #[cfg(test)]
@@ -37,6 +38,7 @@ use self::clock::WallClock;
 use self::limits::{Limits, Peer};
 use self::registrations::Registrations;
 use self::routes::Face;
+use self::selections::Selections;
 use self::socket::{BindError, Socket};
 use crate::tracker::Handle;
 
@@ -87,9 +89,12 @@ impl Server {
             clock: WallClock::new(),
             watchers: Arc::new(Semaphore::new(limits.watchers)),
             registrations: Registrations::new("registrations"),
+            selections: Selections::new(),
             limits,
             cancel: cancel.clone(),
         };
+        let face = Arc::new(face);
+        Selections::start(&face);
         let own_uid = nix::unistd::geteuid().as_raw();
         // Supplementary groups are not in a peer's credentials; the kernel has checked them against the socket's mode.
         let has_group = self.config.group.is_some();
@@ -99,7 +104,8 @@ impl Server {
             uid => Err(Refused::forbidden(format!("uid {uid} may not ask this tracker"))
                 .remedy("ask as root, or name one of your groups in the tracker's configuration")),
         };
-        limits::serve(listener, routes::router(Arc::new(face)), limits, admit, cancel).await;
+        limits::serve(listener, routes::router(Arc::clone(&face)), limits, admit, cancel).await;
+        face.selections.end();
         Ok(())
     }
 }

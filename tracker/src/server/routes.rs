@@ -20,6 +20,7 @@ use super::limits::Limits;
 use super::query::{self, ListQuery, LookupQuery, Moment, Number, Subject};
 use super::registrations::{self, Registrations};
 use super::route;
+use super::selections::{self, Selections};
 use super::watch;
 use crate::collection::story::{Story, Who};
 use crate::collection::view::{ById, Excluded, Group, Lookup, Reader, Row};
@@ -37,6 +38,7 @@ pub(super) struct Face {
     pub(super) clock: WallClock,
     pub(super) watchers: Arc<Semaphore>,
     pub(super) registrations: Registrations,
+    pub(super) selections: Selections,
     pub(super) limits: Limits,
     pub(super) cancel: CancellationToken,
 }
@@ -59,6 +61,7 @@ pub(super) fn router(face: Arc<Face>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .merge(registrations::router())
+        .merge(selections::router())
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .with_state(face)
@@ -119,11 +122,7 @@ pub(super) fn shown(query: &ListQuery) -> Vec<Kind> {
 
 pub(super) fn selector(query: &ListQuery) -> Result<Selector, Refused> {
     let Some(text) = &query.selector else { return Ok(Selector::everything()) };
-    Selector::parse(text).map_err(|error| {
-        let mut refused = Refused::bad(error.to_string()).remedy("for example label:app=web,state in (running,paused)");
-        refused.refusal.column = Some(error.column());
-        refused
-    })
+    Selector::parse(text).map_err(|error| Refused::selector(&error))
 }
 
 async fn container(State(face): Shared, id: Result<Path<String>, PathRejection>) -> Result<Response, Refused> {
@@ -396,7 +395,7 @@ async fn dump(State(face): Shared, RawQuery(query): RawQuery) -> Result<Response
 
 async fn no_such_path(request: Request) -> Refused {
     Refused::not_found(format!("there is nothing at {}", request.uri().path().escape_debug())).remedy(
-        "the paths begin with /v1/containers, /v1/lookup, /v1/watch, /v1/explain, /v1/route, /v1/images, /v1/sources and /v1/registrations",
+        "the paths begin with /v1/containers, /v1/lookup, /v1/watch, /v1/explain, /v1/route, /v1/images, /v1/sources, /v1/registrations and /v1/selections",
     )
 }
 

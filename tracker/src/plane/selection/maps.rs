@@ -46,6 +46,14 @@ impl SelectionMaps {
         Self { mntns: Some(open(MNTNS)?), cgroups: Some(open(CGROUPS)?) }.checked()
     }
 
+    /// Takes everything out of them.
+    pub(super) fn clear(&self) {
+        if let Ok((mut mntns, mut cgroups)) = self.tables() {
+            mntns.clear();
+            cgroups.clear();
+        }
+    }
+
     fn checked(self) -> Result<Self, SelectionError> {
         self.tables()?;
         Ok(self)
