@@ -220,5 +220,17 @@ fn plane(families: &mut Families, stats: &plane::Stats) {
     families.counter("plane_refused", "Containers that found the plane full", read(&stats.refused));
     families.counter("plane_evicted", "Tombstones that made room in the plane before their time", read(&stats.evicted));
     families.counter("plane_truncated", "Rows of the plane whose texts were cut", read(&stats.truncated));
+    families.counter("plane_changes", "Changes written to the plane", read(&stats.changes));
+    families.counter("plane_write_nanoseconds", "Time that writing them took", read(&stats.write_ns));
     families.gauge("plane_adopted", "Rows that were taken over from an earlier tracker", read(&stats.adopted) as f64);
+    let is_pinned = stats.is_pinned.load(Ordering::Relaxed);
+    families.gauge("plane_pinned", "1 while maps are pinned for BPF programs", f64::from(u8::from(is_pinned)));
+    let results = [
+        ("done", &stats.pins.filled),
+        ("absent", &stats.pins.absent),
+        ("other", &stats.pins.others),
+        ("refused", &stats.pins.refused),
+    ];
+    let results = results.map(|(result, count)| (vec![("result", result.to_owned())], read(count)));
+    families.counters("plane_fills", "Attempts to write a container's row into its mount ns's slot", results);
 }

@@ -90,7 +90,8 @@ impl Mirror {
         let former = self.rows.get(&number).copied().filter(|former| former.generation == value.generation);
         let kind = row.container.kind;
         let (mntns, is_provisional) = (row.container.namespaces.mnt, !kind.is_vouched_for());
-        let wanted = Some((mntns, is_provisional)).filter(|_| mntns != 0 && row.here.is_open());
+        let wanted =
+            Some((mntns, is_provisional)).filter(|_| mntns != 0 && row.here.is_open() && row.excluded.is_none());
         let held = former.and_then(|former| former.slot);
         let slot = match wanted {
             Some(_) if wanted == held => held,

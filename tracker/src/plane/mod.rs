@@ -14,7 +14,7 @@ use std::mem::offset_of;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracker_common::plane::{Geometry, HEARTBEAT_NS, Header, Row, WORD_LEN};
 
@@ -70,6 +70,13 @@ pub struct Stats {
     pub truncated: AtomicU64,
     /// Rows of an earlier owner that were taken over.
     pub adopted: AtomicU64,
+    /// Changes that were written, and how long that took altogether, in nanoseconds: rows, indexes, pinned maps and the
+    /// wake-up of who waits.
+    pub changes: AtomicU64,
+    /// See `changes`.
+    pub write_ns: AtomicU64,
+    /// Whether maps are pinned for BPF programs.
+    pub is_pinned: AtomicBool,
     /// The pinned maps'.
     pub pins: Arc<pins::Stats>,
 }
@@ -193,6 +200,7 @@ impl Plane {
 
     /// What the collection has just published: after this every reader finds it.
     pub(crate) fn publish(&mut self, changes: &[RowChange], sequence: u64) {
+        let begun = Instant::now();
         // Those that leave, and those whose time is over, before those that may have their numbers now.
         for change in changes.iter().filter(|change| change.after.is_none()) {
             change.before.iter().for_each(|row| self.rows.leave(row.container.instance));
@@ -202,6 +210,8 @@ impl Plane {
         over.into_iter().chain(open).for_each(|row| self.rows.enter(row));
         self.rows.table().set64(offset_of!(Header, sequence), sequence);
         self.tell();
+        self.stats.changes.fetch_add(changes.len() as u64, Ordering::Relaxed);
+        self.stats.write_ns.fetch_add(nanos(begun.elapsed()), Ordering::Relaxed);
     }
 
     /// All that lives has been published once: what an earlier owner knew and nobody has seen is over.
@@ -303,8 +313,12 @@ impl Drop for Plane {
 
 /// Opens the pinned maps, or says why there are none.
 fn open_pins(config: &Config, max_namespaces: u32, stats: &Stats) -> Option<Pins> {
+    if config.pins.as_os_str().is_empty() {
+        return None;
+    }
     match Pins::open(config, max_namespaces, Arc::clone(&stats.pins)) {
         Ok(pins) => {
+            stats.is_pinned.store(true, Ordering::Relaxed);
             tracing::info!(path = %pins.path().display(), "BPF programs can look up in pinned maps");
             Some(pins)
         }

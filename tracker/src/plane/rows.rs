@@ -121,6 +121,8 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
             }
         });
         self.orphans.push_back((now.saturating_add(self.linger_ns), number));
+        // Without times a number means nobody.
+        self.touched.push(Touched::Freed(number));
     }
 
     /// Whether there are rows of an earlier owner that have not been seen.
