@@ -4,10 +4,11 @@
 //! - [`table`]: keys and values of the BPF maps, among them the one that other BPF programs may look up.
 //! - [`layout`]: where the running kernel keeps the fields that the probes read.
 //! - [`plane`]: the tables that other programs look up in.
+//! - `reader` (feature of that name): the tables of another process, mapped and looked up in.
 //! - [`life`]: what the probes decide once a task has been read; plain functions, tested without a kernel.
 #![no_std]
 
-#[cfg(test)]
+#[cfg(any(test, feature = "reader"))]
 extern crate std;
 
 pub mod record;
@@ -17,5 +18,8 @@ pub mod table;
 pub mod layout;
 
 pub mod plane;
+
+#[cfg(feature = "reader")]
+pub mod reader;
 
 pub mod life;

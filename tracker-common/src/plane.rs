@@ -18,6 +18,7 @@ use core::mem::{offset_of, size_of};
 
 use word::Word;
 
+pub mod lookup;
 pub mod word;
 
 /// What a plane begins with.
