@@ -8,7 +8,7 @@
 //! let plane = Plane::open(tracker_common::plane::PATH)?;
 //! let mut texts = TextBuffer::new();
 //! match plane.by_mntns_with_texts(4_026_532_281, When::Now, &mut texts) {
-//!     Answer::Container((found, texts)) => println!("{} ({})", texts.name, found.row.pid),
+//!     Answer::Container((row, texts)) => println!("{} ({})", texts.name, row.pid),
 //!     Answer::Host => println!("the host itself"),
 //!     Answer::Unknown => println!("nothing that the tracker knows"),
 //!     Answer::Busy => println!("just being changed: try again"),
@@ -17,8 +17,9 @@
 //! # }
 //! ```
 //!
-//! A look-up gives a copy of the container's row. Names are copied in a second step, for those who want them, and only
-//! if the row is still the same: [`Plane::texts`]. The `…_with_texts` functions do both.
+//! A look-up gives a copy of the beginning of the container's row ([`Found`]), for one cache line of the index and one of
+//! the row. The rest and the names are copied in a second step, for those who want them, and only if the row is still the
+//! same: [`Plane::texts`]. The `…_with_texts` functions do both.
 //!
 //! All functions can be called by any number of threads at once. None panics, whatever the file contains and whatever
 //! becomes of it; the reader bounds every place that it reads in the file, and outlives that the file is cut (see
@@ -41,7 +42,7 @@ use mapping::Mapping;
 use crate::plane::lookup::{Group as AnyGroup, Members as AnyMembers, Places, Tables};
 use crate::plane::{Geometry, Header, Index, Row, WORD_LEN};
 
-pub use crate::plane::lookup::{Answer, Found, TextBuffer, Texts, Unreadable, When, is_vouched_for};
+pub use crate::plane::lookup::{Answer, Found, TextBuffer, Texts, Unreadable, When};
 pub use error::{Cause, OpenError};
 pub use status::{Condition, Status, now_ns};
 
@@ -139,27 +140,27 @@ impl Plane {
     }
 
     /// [`Plane::by_mntns`], with the container's texts.
-    pub fn by_mntns_with_texts<'t>(
-        &self,
-        ns: u32,
-        when: When,
-        texts: &'t mut TextBuffer,
-    ) -> Answer<(Found, Texts<'t>)> {
+    pub fn by_mntns_with_texts<'t>(&self, ns: u32, when: When, texts: &'t mut TextBuffer) -> Answer<(Row, Texts<'t>)> {
         self.unless_broken(self.tables().one_with_texts(Index::Mntns, ns.into(), when, texts))
     }
 
     /// [`Plane::by_pid`], with the container's texts.
-    pub fn by_pid_with_texts<'t>(&self, pid: u32, when: When, texts: &'t mut TextBuffer) -> Answer<(Found, Texts<'t>)> {
+    pub fn by_pid_with_texts<'t>(&self, pid: u32, when: When, texts: &'t mut TextBuffer) -> Answer<(Row, Texts<'t>)> {
         self.unless_broken(self.tables().one_with_texts(Index::Pid, pid.into(), when, texts))
     }
 
-    /// The texts of a row that was found; `None` where the row has changed since: look it up again.
-    pub fn texts<'t>(&self, found: &Found, texts: &'t mut TextBuffer) -> Option<Texts<'t>> {
+    /// The whole row that was found, if it has not changed since: else look it up again.
+    pub fn whole(&self, found: &Found) -> Option<Row> {
+        self.tables().whole(found).filter(|_| !self.is_broken())
+    }
+
+    /// The whole row that was found, and its texts; `None` where the row has changed since: look it up again.
+    pub fn texts<'t>(&self, found: &Found, texts: &'t mut TextBuffer) -> Option<(Row, Texts<'t>)> {
         self.tables().texts(found, texts).filter(|_| !self.is_broken())
     }
 
     /// The row with this number as it is now; [`Answer::Unknown`] where it is free.
-    pub fn row(&self, number: u32) -> Answer<Found> {
+    pub fn row(&self, number: u32) -> Answer<Row> {
         self.unless_broken(self.tables().row(number))
     }
 
@@ -280,7 +281,7 @@ impl std::fmt::Debug for Plane {
     }
 }
 
-/// All rows in use, each as it was at one moment.
+/// All rows in use with their numbers, each as it was at one moment.
 #[derive(Debug)]
 pub struct Rows<'a> {
     plane: &'a Plane,
@@ -297,14 +298,14 @@ impl Rows<'_> {
 }
 
 impl Iterator for Rows<'_> {
-    type Item = Found;
+    type Item = (u32, Row);
 
-    fn next(&mut self) -> Option<Found> {
+    fn next(&mut self) -> Option<(u32, Row)> {
         while self.next < self.end {
             let number = self.next;
             self.next += 1;
             match self.plane.row(number) {
-                Answer::Container(found) if found.row.flags & Row::EXCLUDED == 0 => return Some(found),
+                Answer::Container(row) if row.flags & Row::EXCLUDED == 0 => return Some((number, row)),
                 Answer::Busy => self.busy += 1,
                 _ => {}
             }

@@ -85,13 +85,76 @@ pub enum Group<'a, W> {
     Host,
 }
 
-/// A row as it was at one moment.
+/// The beginning of a row as it was at one moment: one cache line, which a look-up has to read anyhow.
+///
+/// [`Tables::whole`] and [`Tables::texts`] read the rest, if the row is still the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Found {
-    /// Its number.
+    /// Number of the row.
     pub number: u32,
-    /// The row. Its lock is that of the moment: [`Tables::texts`] tells by it whether the row has changed since.
-    pub row: Row,
+    /// See [`Row::lock`]; what tells whether the row has changed since.
+    pub lock: u64,
+    /// See [`Row::flags`].
+    pub flags: u32,
+    /// See [`Row::uses`]: together with the number it names the container, for as long as the plane's epoch lasts.
+    pub uses: u32,
+    /// See [`Row::mntns`].
+    pub mntns: u32,
+    /// See [`Row::netns`].
+    pub netns: u32,
+    /// See [`Row::pidns`].
+    pub pidns: u32,
+    /// See [`Row::pid`].
+    pub pid: u32,
+    /// See [`Row::opened`].
+    pub opened: u64,
+    /// See [`Row::closed`].
+    pub closed: u64,
+    /// See [`Row::generation`].
+    pub generation: u64,
+    /// See [`Row::kind`].
+    pub kind: u8,
+    /// See [`Row::state`].
+    pub state: u8,
+    /// See [`Row::grade`].
+    pub grade: u8,
+    /// See [`Row::exit_code`].
+    pub exit_code: u32,
+}
+
+impl Found {
+    /// From the first words of a row.
+    #[inline]
+    fn from_head(number: u32, head: [u64; HEAD_WORDS]) -> Self {
+        let [lock, flags, net, pid, opened, closed, generation, rest] = head;
+        Found {
+            number,
+            lock,
+            flags: flags as u32,
+            uses: (flags >> 32) as u32,
+            mntns: net as u32,
+            netns: (net >> 32) as u32,
+            pidns: pid as u32,
+            pid: (pid >> 32) as u32,
+            opened,
+            closed,
+            generation,
+            kind: rest as u8,
+            state: (rest >> 8) as u8,
+            grade: (rest >> 16) as u8,
+            exit_code: (rest >> 32) as u32,
+        }
+    }
+
+    /// Whether a runtime or a machine manager says that this is a container.
+    pub fn is_vouched_for(&self) -> bool {
+        matches!(self.kind, 1 | 2)
+    }
+
+    /// Whether the owner's configuration leaves it out of answers.
+    pub fn is_excluded(&self) -> bool {
+        self.flags & Row::EXCLUDED != 0
+    }
 }
 
 /// Room for the texts of one row.
@@ -307,6 +370,8 @@ impl Places {
 
 const ROW_WORDS: usize = Row::LEN / WORD_LEN;
 const ENTRY_WORDS: usize = Entry::LEN / WORD_LEN;
+/// What a [`Found`] is made of.
+const HEAD_WORDS: usize = 8;
 
 /// A plane's words, to look up in.
 #[derive(Debug)]
@@ -339,7 +404,7 @@ impl<'a, W: Word> Tables<'a, W> {
         let mut walk = self.walk(index, key, when);
         match walk.next() {
             // Nobody else holds the number at that time, so it is nobody that may be told of.
-            Some(found) if found.row.flags & Row::EXCLUDED != 0 => Answer::Unknown,
+            Some(found) if found.is_excluded() => Answer::Unknown,
             Some(found) => Answer::Container(found),
             None if walk.busy > 0 => Answer::Busy,
             None => Answer::Unknown,
@@ -355,53 +420,57 @@ impl<'a, W: Word> Tables<'a, W> {
             return Group::Host;
         }
         let mut walk = self.walk(index, key, when);
-        let only_vouched = index == Index::Cgroup && walk.clone().any(|found| is_vouched_for(&found.row));
+        let only_vouched = index == Index::Cgroup && walk.clone().any(|found| found.is_vouched_for());
         // Its retries are the look-up's own.
         walk.retries = RETRIES;
         Group::Containers(Members { walk, only_vouched, excluded: 0 })
     }
 
     /// The row with this number as it is now: [`Answer::Unknown`] where it is free.
-    pub fn row(&self, number: u32) -> Answer<Found> {
-        let mut retries = RETRIES;
-        loop {
-            match self.read(number, || true) {
+    pub fn row(&self, number: u32) -> Answer<Row> {
+        for _ in 0..RETRIES {
+            match self.read(number) {
                 Read::Row(row) if row.flags & Row::IN_USE == 0 => return Answer::Unknown,
-                Read::Row(row) => return Answer::Container(Found { number, row }),
+                Read::Row(row) => return Answer::Container(row),
                 Read::Outside => return Answer::Unknown,
-                Read::Changing if retries == 0 => return Answer::Busy,
-                Read::Changing => {
-                    retries -= 1;
-                    hint::spin_loop();
-                }
+                Read::Changing => hint::spin_loop(),
             }
+        }
+        Answer::Busy
+    }
+
+    /// The whole row, if it is still as it was found: else look it up again.
+    pub fn whole(&self, found: &Found) -> Option<Row> {
+        match self.read(found.number) {
+            Read::Row(row) => (row.lock == found.lock).then_some(row),
+            Read::Changing | Read::Outside => None,
         }
     }
 
     /// Copies the texts of a row, if it is still as it was found; `None` where it is not, or where its texts are broken:
     /// look it up again.
-    pub fn texts<'t>(&self, found: &Found, buffer: &'t mut TextBuffer) -> Option<Texts<'t>> {
-        self.copy_texts(found, buffer)?;
-        buffer.cut(&found.row)
+    pub fn texts<'t>(&self, found: &Found, buffer: &'t mut TextBuffer) -> Option<(Row, Texts<'t>)> {
+        let row = self.copy_texts(found, buffer)?;
+        Some((row, buffer.cut(&row)?))
     }
 
-    /// Looks up, and copies the texts of what it finds: both of one moment.
+    /// Looks up, and copies the whole row and the texts of what it finds: all of one moment.
     pub fn one_with_texts<'t>(
         &self,
         index: Index,
         key: u64,
         when: When,
         buffer: &'t mut TextBuffer,
-    ) -> Answer<(Found, Texts<'t>)> {
+    ) -> Answer<(Row, Texts<'t>)> {
         for _ in 0..RETRIES {
-            match self.one(index, key, when) {
-                Answer::Container(found) if self.copy_texts(&found, buffer).is_none() => hint::spin_loop(),
-                Answer::Container(found) => {
-                    let texts = buffer.cut(&found.row);
-                    return texts.map_or(Answer::Busy, |texts| Answer::Container((found, texts)));
-                }
-                other => return other.map(|found| (found, Texts::default())),
+            let found = match self.one(index, key, when) {
+                Answer::Container(found) => found,
+                other => return other.map(|_| unreachable!("the container is in the arm above")),
+            };
+            if let Some(row) = self.copy_texts(&found, buffer) {
+                return buffer.cut(&row).map_or(Answer::Busy, |texts| Answer::Container((row, texts)));
             }
+            hint::spin_loop();
         }
         Answer::Busy
     }
@@ -444,57 +513,73 @@ impl<'a, W: Word> Tables<'a, W> {
         self.words.get(at..at + Row::WORDS)
     }
 
-    /// Reads a row once. `also` is asked while the row is known not to change.
-    #[inline]
-    fn read(&self, number: u32, also: impl FnOnce() -> bool) -> Read {
+    /// Reads a row once.
+    fn read(&self, number: u32) -> Read<Row> {
         let Some(words) = self.row_words(number) else { return Read::Outside };
-        let lock = &words[0];
-        let Some(noted) = word::begin_read(lock) else { return Read::Changing };
-        let is_so = also();
-        let mut copy = [0; Row::WORDS];
-        copy[0] = noted;
+        let Some(noted) = word::begin_read(&words[0]) else { return Read::Changing };
+        let mut copy = [noted; Row::WORDS];
         for (copy, word) in copy.iter_mut().zip(words).skip(1) {
             *copy = word.load_relaxed();
         }
-        match word::end_read(lock, noted) && is_so {
+        match word::end_read(&words[0], noted) {
             true => Read::Row(Row::from_words(copy)),
             false => Read::Changing,
         }
     }
 
+    /// Reads the beginning of a row once, and what it says of an index: its key and interval there. `also` is asked
+    /// while the row is known not to change.
+    #[inline]
+    fn read_head(&self, number: u32, index: Index, also: impl FnOnce() -> bool) -> Read<(Found, u64, u64, u64)> {
+        let Some(words) = self.row_words(number) else { return Read::Outside };
+        let Some(noted) = word::begin_read(&words[0]) else { return Read::Changing };
+        let is_so = also();
+        let mut head = [noted; HEAD_WORDS];
+        for (head, word) in head.iter_mut().zip(words).skip(1) {
+            *head = word.load_relaxed();
+        }
+        let found = Found::from_head(number, head);
+        // Only what is needed: the second cache line stays untouched for the namespaces.
+        let long = |at: usize| words[at / WORD_LEN].load_relaxed();
+        let (key, opened, closed) = match index {
+            Index::Mntns => (found.mntns.into(), found.opened, found.closed),
+            Index::Netns => (found.netns.into(), found.opened, found.closed),
+            Index::Cgroup => (long(offset_of!(Row, cgroup)), found.opened, found.closed),
+            Index::Pid => (found.pid.into(), long(offset_of!(Row, init_opened)), long(offset_of!(Row, init_closed))),
+        };
+        match word::end_read(&words[0], noted) && is_so {
+            true => Read::Row((found, key, opened, closed)),
+            false => Read::Changing,
+        }
+    }
+
     /// `None` where the row has changed since, or where its texts are nowhere that texts may be.
-    fn copy_texts(&self, found: &Found, buffer: &mut TextBuffer) -> Option<()> {
-        let len = found.row.text_lens().iter().map(|len| usize::from(*len)).sum();
-        let words = self.text_words(found, len)?;
-        word::copy_bytes(words, 0, &mut buffer.0[..len]);
+    fn copy_texts(&self, found: &Found, buffer: &mut TextBuffer) -> Option<Row> {
+        let row = self.whole(found)?;
+        let len = row.text_lens().iter().map(|len| usize::from(*len)).sum();
+        word::copy_bytes(self.text_words(found.number, &row, len)?, 0, &mut buffer.0[..len]);
         let lock = self.row_words(found.number)?.first()?;
-        word::end_read(lock, found.row.lock).then_some(())
+        word::end_read(lock, found.lock).then_some(row)
     }
 
     /// Where the texts of a row are, if that is a place where texts may be.
-    fn text_words(&self, found: &Found, len: usize) -> Option<&'a [W]> {
-        let row = &found.row;
+    fn text_words(&self, number: u32, row: &Row, len: usize) -> Option<&'a [W]> {
         if len > TEXT_MAX || row.text_len as usize != len || !row.text_at.is_multiple_of(WORD_LEN as u64) {
             return None;
         }
         let at = usize::try_from(row.text_at / WORD_LEN as u64).ok()?;
         let end = at.checked_add(len.div_ceil(WORD_LEN))?;
-        let inline = self.places.rows.start + found.number as usize * ROW_WORDS + Row::WORDS;
+        let inline = self.places.rows.start + number as usize * ROW_WORDS + Row::WORDS;
         let is_inline = at == inline && len <= TEXT_INLINE;
         let is_slot = at >= self.places.texts.start && end <= self.places.texts.end;
         (is_inline || is_slot || len == 0).then(|| self.words.get(at..end))?
     }
 }
 
-enum Read {
-    Row(Row),
+enum Read<T> {
+    Row(T),
     Changing,
     Outside,
-}
-
-/// Whether a runtime or a machine manager says that this is a container, as of [`Row::kind`].
-pub fn is_vouched_for(row: &Row) -> bool {
-    matches!(row.kind, 1 | 2)
 }
 
 /// Everything that an index has for one key and time.
@@ -549,14 +634,13 @@ impl<W: Word> Iterator for Walk<'_, W> {
                 }
                 // Of entries, only those of the row cannot change while the row does not.
                 let is_still = || key.load_relaxed() == self.key && split(tail.load_relaxed()).0 == number;
-                match self.tables.read(number, is_still) {
-                    Read::Row(row) => {
-                        let (opened, closed) = self.index.interval(&row);
-                        if row.flags & Row::IN_USE == 0 || self.index.key(&row) != self.key {
+                match self.tables.read_head(number, self.index, is_still) {
+                    Read::Row((row, key, opened, closed)) => {
+                        if row.flags & Row::IN_USE == 0 || key != self.key {
                             // No writer of ours leaves an entry for another row.
                             self.busy += 1;
                         } else if self.when.is_within(opened, closed) {
-                            found = Some(Found { number, row });
+                            found = Some(row);
                         }
                         break;
                     }
@@ -616,13 +700,25 @@ impl<W: Word> Iterator for Members<'_, W> {
     fn next(&mut self) -> Option<Found> {
         loop {
             let found = self.walk.next()?;
-            if self.only_vouched && !is_vouched_for(&found.row) {
+            if self.only_vouched && !found.is_vouched_for() {
                 continue;
             }
-            if found.row.flags & Row::EXCLUDED == 0 {
+            if !found.is_excluded() {
                 return Some(found);
             }
             self.excluded += 1;
         }
     }
 }
+
+const _: () = {
+    // `Found::from_head` and the layout say the same.
+    assert!(offset_of!(Row, flags) == 8 && offset_of!(Row, uses) == 12);
+    assert!(offset_of!(Row, mntns) == 16 && offset_of!(Row, netns) == 20);
+    assert!(offset_of!(Row, pidns) == 24 && offset_of!(Row, pid) == 28);
+    assert!(offset_of!(Row, opened) == 32 && offset_of!(Row, closed) == 40 && offset_of!(Row, generation) == 48);
+    assert!(offset_of!(Row, kind) == 56 && offset_of!(Row, state) == 57 && offset_of!(Row, grade) == 58);
+    assert!(offset_of!(Row, exit_code) == 60);
+    // One cache line.
+    assert!(HEAD_WORDS * WORD_LEN == 64 && Row::LEN.is_multiple_of(64) && Header::LEN.is_multiple_of(64));
+};

@@ -96,9 +96,12 @@ pub fn end_write<W: Word>(lock: &W) {
 /// Copies bytes out of words. `at` is a multiple of [`WORD_LEN`].
 pub fn copy_bytes<W: Word>(words: &[W], at: usize, into: &mut [u8]) {
     let words = &words[at / WORD_LEN..];
-    for (chunk, word) in into.chunks_mut(WORD_LEN).zip(words) {
-        let len = chunk.len();
-        chunk.copy_from_slice(&word.load_relaxed().to_le_bytes()[..len]);
+    let (whole, rest) = into.as_chunks_mut::<WORD_LEN>();
+    for (chunk, word) in whole.iter_mut().zip(words) {
+        *chunk = word.load_relaxed().to_le_bytes();
+    }
+    if let Some(word) = words.get(whole.len()) {
+        rest.copy_from_slice(&word.load_relaxed().to_le_bytes()[..rest.len()]);
     }
 }
 
