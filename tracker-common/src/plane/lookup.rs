@@ -9,7 +9,6 @@
 //! answer late or missing, and never wrong.
 
 use core::fmt;
-use core::hint;
 use core::mem::offset_of;
 use core::ops::Range;
 use core::str;
@@ -433,7 +432,7 @@ impl<'a, W: Word> Tables<'a, W> {
                 Read::Row(row) if row.flags & Row::IN_USE == 0 => return Answer::Unknown,
                 Read::Row(row) => return Answer::Container(row),
                 Read::Outside => return Answer::Unknown,
-                Read::Changing => hint::spin_loop(),
+                Read::Changing => W::pause(),
             }
         }
         Answer::Busy
@@ -470,7 +469,7 @@ impl<'a, W: Word> Tables<'a, W> {
             if let Some(row) = self.copy_texts(&found, buffer) {
                 return buffer.cut(&row).map_or(Answer::Busy, |texts| Answer::Container((row, texts)));
             }
-            hint::spin_loop();
+            W::pause();
         }
         Answer::Busy
     }
@@ -607,7 +606,7 @@ impl<W: Word> Walk<'_, W> {
     fn may_retry(&mut self) -> bool {
         let may = self.retries > 0;
         self.retries = self.retries.saturating_sub(1);
-        hint::spin_loop();
+        W::pause();
         may
     }
 }

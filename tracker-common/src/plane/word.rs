@@ -34,6 +34,10 @@ pub trait Word {
     fn fence_acquire();
     /// Nothing written after it is seen before what came before it.
     fn fence_release();
+    /// Who calls it is about to read the same again.
+    fn pause() {
+        core::hint::spin_loop();
+    }
 }
 
 impl Word for AtomicU64 {

@@ -184,3 +184,27 @@ fn hand_on(signal: libc::c_int, info: *mut libc::siginfo_t, context: *mut libc::
         handler(signal);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::vec::Vec;
+
+    use super::*;
+
+    #[test]
+    fn places_for_mappings_are_given_back() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4096).unwrap();
+        for _ in 0..3 {
+            let all: Vec<Mapping> = (0..MAX_MAPPINGS).map(|_| Mapping::of(&file, 4096).unwrap()).collect();
+            assert!(all.iter().all(|mapping| mapping.words()[511].load(Ordering::Relaxed) == 0));
+            let refused = Mapping::of(&file, 4096).err().unwrap();
+            assert!(std::string::ToString::to_string(&refused).contains("close some"));
+        }
+        // What cannot be mapped takes no place.
+        for _ in 0..2 * MAX_MAPPINGS {
+            assert!(Mapping::of(&file, 0).is_err());
+        }
+        Mapping::of(&file, 4096).unwrap();
+    }
+}

@@ -36,6 +36,8 @@ mod rows;
 mod table;
 
 pub mod selection;
+#[cfg(test)]
+mod readers;
 
 pub use config::Config;
 pub use file::FileError;
