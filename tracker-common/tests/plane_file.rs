@@ -1,6 +1,8 @@
 //! The reader on real files: which it refuses and with which words, how it lives through one that is cut, and how it
 //! waits. What is written here is the least that a plane can be; the tracker's own writer is tested where it is.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs::{self, File, OpenOptions};
 use std::mem::offset_of;
 use std::os::unix::fs::{FileExt, symlink};

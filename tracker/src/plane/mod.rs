@@ -35,9 +35,9 @@ mod mirror;
 mod rows;
 mod table;
 
-pub mod selection;
 #[cfg(test)]
 mod readers;
+pub mod selection;
 
 pub use config::Config;
 pub use file::FileError;
