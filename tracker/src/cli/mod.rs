@@ -17,6 +17,7 @@ mod picked;
 mod ps;
 mod route;
 mod run;
+mod select;
 mod sources;
 mod watch;
 
@@ -57,6 +58,7 @@ enum Command {
     Route(route::Route),
     Images(images::Images),
     Sources(sources::Sources),
+    Select(select::Select),
     Dump(dump::Dump),
     Filter(filter::FilterCommand),
     Doctor(doctor::Doctor),
@@ -112,6 +114,7 @@ async fn ask(command: Command, client: &Client, out: &mut impl Write) -> Result<
         Command::Route(route) => route::run(route, client, out).await,
         Command::Images(images) => images::run(images, client, out).await,
         Command::Sources(sources) => sources::run(sources, client, out).await,
+        Command::Select(select) => select::run(select, client, out).await,
         Command::Dump(dump) => dump::run(dump, client, out).await,
         Command::Filter(filter) => filter::run(filter, client, out).await,
         Command::Run(_) | Command::Doctor(_) | Command::Demo(_) | Command::Completions(_) => {
@@ -135,6 +138,24 @@ mod tests {
     fn the_socket_can_be_named_before_and_after_the_command() {
         for line in [["tracker", "--socket", "/s", "ps"], ["tracker", "ps", "--socket", "/s"]] {
             assert_eq!(Arguments::try_parse_from(line).unwrap().socket, Some(PathBuf::from("/s")));
+        }
+    }
+
+    #[test]
+    fn a_selection_is_pinned_or_listed_or_removed() {
+        for (line, accepted) in [
+            (&["tracker", "select", "--pin", "web", "image=x"][..], true),
+            (&["tracker", "select", "--pin", "web", "image=x", "--keep", "-o", "json"], true),
+            (&["tracker", "select", "--list"], true),
+            (&["tracker", "select", "--remove", "web"], true),
+            (&["tracker", "select"], false),
+            (&["tracker", "select", "image=x"], false),
+            (&["tracker", "select", "--pin", "web"], false),
+            (&["tracker", "select", "--list", "image=x"], false),
+            (&["tracker", "select", "--list", "--remove", "web"], false),
+            (&["tracker", "select", "--list", "--keep"], false),
+        ] {
+            assert_eq!(Arguments::try_parse_from(line).is_ok(), accepted, "{line:?}");
         }
     }
 

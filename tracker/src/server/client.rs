@@ -124,6 +124,13 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| self.garbled(error))
     }
 
+    /// `DELETE`s, and reads one JSON value: what there was.
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let response = self.send(Method::DELETE, path, Bytes::new()).await?;
+        let body = self.read(response).await?;
+        serde_json::from_slice(&body).map_err(|error| self.garbled(error))
+    }
+
     /// `GET`s a stream of JSON lines, for as long as both sides like.
     pub async fn watch(&self, query: &[(&str, &str)]) -> Result<Watch, ClientError> {
         self.lines("/v1/watch", query).await
