@@ -13,6 +13,7 @@ pub mod requirement;
 pub mod wait;
 
 pub mod barrier;
+pub mod bpffs;
 pub mod buckets;
 pub mod bundle;
 pub mod containerd;
