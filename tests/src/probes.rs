@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use nix::sys::eventfd::EventFd;
 use tracker::collection::door::Ended;
 use tracker::fact::{Fact, What};
+use tracker::plane::pins::Pinning;
 use tracker::source::kernel::{Config, Kernel, Machine, Stats};
 use tracker::source::scan::{AuditInbox, Scanner, audits};
 
@@ -50,11 +51,30 @@ impl Probes {
         Probes::run(kernel)
     }
 
-    /// Runs loaded ones.
-    pub fn run(kernel: Kernel) -> Result<Probes> {
-        let stop = Arc::new(EventFd::new().context("make an eventfd")?);
+    /// The same as a tracker with pinned maps does it: what lies in them is told first.
+    pub fn start_pinned(config: &Config, pinning: &Pinning) -> Result<Probes> {
+        let machine = Machine::examine().map_err(with_remedy)?;
+        let mut kernel = Kernel::load_pinned(config, &machine, Some(pinning)).map_err(with_remedy)?;
         let stats = Arc::new(Stats::default());
         let (sender, batches) = sync_channel(BATCHES);
+        kernel.catch_up(|batch| sender.send(batch).map_err(|_| Ended), &stats).context("state what was left")?;
+        Scanner::new(Ok(kernel.machine()), Some(&kernel))?;
+        Self::run_with(kernel, stats, sender, batches)
+    }
+
+    /// Runs loaded ones.
+    pub fn run(kernel: Kernel) -> Result<Probes> {
+        let (sender, batches) = sync_channel(BATCHES);
+        Self::run_with(kernel, Arc::default(), sender, batches)
+    }
+
+    fn run_with(
+        kernel: Kernel,
+        stats: Arc<Stats>,
+        sender: SyncSender<Vec<Fact>>,
+        batches: Receiver<Vec<Fact>>,
+    ) -> Result<Probes> {
+        let stop = Arc::new(EventFd::new().context("make an eventfd")?);
         let (request, audits) = audits();
         let thread = std::thread::spawn({
             let (stop, stats) = (Arc::clone(&stop), Arc::clone(&stats));
@@ -88,6 +108,11 @@ impl Probes {
             let life = about(facts, pid);
             matches!(life.last(), Some(What::Ended(_))).then_some(life)
         })
+    }
+
+    /// Asks the facts that were looked at so far.
+    pub fn facts<T>(&self, ask: impl Fn(&[Fact]) -> T) -> T {
+        ask(&self.facts.borrow())
     }
 
     /// All that was stated about a process so far.

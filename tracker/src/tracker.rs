@@ -36,6 +36,7 @@ use crate::config::Config;
 use crate::container::{Container, Str};
 use crate::fact::{Fact, Source, What};
 use crate::filter::{BadPatterns, Filter};
+use crate::plane::pins::Pinning;
 use crate::plane::selection::{Selection, SelectionError, SelectionMaps};
 use crate::plane::{self, Plane};
 use crate::route::{self, Place, RouteError, Routes};
@@ -43,7 +44,7 @@ use crate::selector::Selector;
 use crate::source::find::{Api, Finder, Wanted};
 use crate::source::health::{Condition, Health, HealthBoard};
 use crate::source::images::{Images, StoredImage};
-use crate::source::kernel::{Kernel, KernelError};
+use crate::source::kernel::{Kernel, KernelError, Machine};
 use crate::source::manual::{RegisterError, Registration};
 use crate::source::scan::{AuditInbox, AuditRequest, Scanner};
 use crate::source::task::{Task, host_namespaces, root_cgroup_id};
@@ -130,6 +131,8 @@ pub struct Tracker {
     stop: Arc<EventFd>,
     audits: Option<AuditRequest>,
     barrier: Option<Barrier>,
+    /// What the probes share with the plane's pinned maps; until they are loaded.
+    pinning: Option<Pinning>,
 }
 
 /// What can be asked of a running tracker. Cheap to clone, and useless once the tracker has ended.
@@ -188,6 +191,7 @@ impl Tracker {
                 Arc::clone(&stats.plane),
             )
         });
+        let pinning = plane.as_ref().and_then(Plane::pinning);
         let writer = Writer::new(config.collection.clone(), filter, host, deliveries, queue, closer, collection)
             .with_plane(plane);
         let published = writer.published();
@@ -209,6 +213,7 @@ impl Tracker {
             stop: Arc::new(stop),
             audits: None,
             barrier: None,
+            pinning,
         };
         Ok((tracker, closer_looks))
     }
@@ -248,14 +253,20 @@ impl Tracker {
 
     /// Attaches the probes, then scans: what is born in between is seen twice rather than not at all.
     fn start_kernel(&mut self, config: &Config, inbox: AuditInbox) -> Result<(), StartError> {
+        let pinning = self.pinning.take();
         let refuse = |error: &KernelError| {
             let detail = format!("{}: {}", chain(error), error.remedy());
             self.handle.health.report(Source::Kernel, "tp_btf", Condition::Refused, &detail);
             tracing::error!(detail, "containers are found by scans and runtimes only");
         };
-        let (kernel, scanner) = match kernel::Machine::examine() {
+        let (kernel, scanner) = match Machine::examine() {
             Ok(machine) => {
-                let kernel = Kernel::load(&config.kernel, &machine).inspect_err(refuse).ok();
+                let mut kernel = load_probes(config, &machine, pinning.as_ref()).inspect_err(refuse).ok();
+                if let Some(kernel) = &mut kernel {
+                    let Handle { facts, stats, .. } = &self.handle;
+                    // An error says that the collection has ended, which whoever comes next will find, too.
+                    let _ = kernel.catch_up(|batch| facts.state_blocking(batch), &stats.kernel);
+                }
                 let scanner = Scanner::new(Ok(&machine), kernel.as_ref());
                 (kernel, scanner)
             }
@@ -716,6 +727,18 @@ fn start_writer(writer: Writer) -> Result<JoinHandle<()>, StartError> {
         waits.block_on(writer.run());
     };
     thread.spawn(body).map_err(failed)
+}
+
+/// Loads the probes, with the pinned maps, if there are any. Where those cannot be used, without.
+fn load_probes(config: &Config, machine: &Machine, pinning: Option<&Pinning>) -> Result<Kernel, KernelError> {
+    match Kernel::load_pinned(&config.kernel, machine, pinning) {
+        Err(error @ KernelError::Keep(_)) => {
+            let (remedy, error) = (error.remedy(), chain(&error));
+            tracing::warn!(error, remedy, "the probes share nothing with the pinned maps");
+            Kernel::load(&config.kernel, machine)
+        }
+        loaded => loaded,
+    }
 }
 
 /// An error and all its causes, on one line.

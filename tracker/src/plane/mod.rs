@@ -318,6 +318,9 @@ fn open_pins(config: &Config, max_namespaces: u32, stats: &Stats) -> Option<Pins
     if config.pins.as_os_str().is_empty() {
         return None;
     }
+    if config.pins.as_os_str().is_empty() {
+        return None;
+    }
     match Pins::open(config, max_namespaces, Arc::clone(&stats.pins)) {
         Ok(pins) => {
             stats.is_pinned.store(true, Ordering::Relaxed);

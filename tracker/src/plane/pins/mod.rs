@@ -188,12 +188,6 @@ impl Pinning {
         self.former
             .is_some_and(|former| former.keep_ns != 0 && self.since.saturating_sub(former.heartbeat) <= former.keep_ns)
     }
-
-    /// For how long nobody watched, where that is known.
-    pub(crate) fn unwatched_ns(&self) -> Option<u64> {
-        let former = self.former.filter(|_| !self.was_kept())?;
-        Some(self.since.saturating_sub(former.heartbeat.saturating_add(former.keep_ns)))
-    }
 }
 
 impl Pins {

@@ -16,17 +16,21 @@ use std::io;
 use std::time::Duration;
 
 use aya::maps::{Map, MapData, MapError, RingBuf};
+use aya::programs::tp_btf::BtfTracePointLinkId;
 use aya::programs::{BtfTracePoint, ProgramError};
 use aya::{Btf, BtfError, Ebpf, EbpfError, EbpfLoader};
 use aya_log::EbpfLogger;
 use serde::Deserialize;
 use tracing::level_filters::LevelFilter;
+use tracker_common::layout::Setup;
 
 mod run;
 
 pub mod setup;
 
 pub mod btf;
+
+mod keep;
 
 mod pace;
 
@@ -36,11 +40,15 @@ pub(crate) mod tables;
 
 pub(crate) mod translate;
 
+pub use keep::KeepError;
 pub use setup::{Machine, offsets};
 pub use stats::Stats;
 pub use tables::{KnownTable, SlotTable};
 
+use keep::{Heritage, Keep};
 use tables::{Plain, SharedTable};
+
+use crate::plane::pins::Pinning;
 
 /// The probes, as `cargo xtask ebpf` built them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../../bpf/tracker.bpf.o");
@@ -136,6 +144,9 @@ pub enum KernelError {
     /// The object lacks something that it should have: it is not the one that this program was built with.
     #[error("the BPF object has no `{0}`")]
     Object(&'static str),
+    /// What was pinned before, or is to be.
+    #[error("pin the probes")]
+    Keep(#[source] Box<KeepError>),
     /// The thread's own files.
     #[error("{what}")]
     Wait {
@@ -163,6 +174,9 @@ impl KernelError {
             KernelError::Maps(_) | KernelError::Map { .. } | KernelError::Load { .. } => {
                 "give the tracker CAP_BPF, CAP_PERFMON and CAP_SYS_ADMIN; kernel lockdown must not be at `confidentiality`"
             }
+            KernelError::Keep(_) => {
+                "`tracker cleanup` removes what is pinned; without `keep` nothing of this is needed"
+            }
             KernelError::Object(_) => "rebuild the tracker: `cargo xtask ebpf`, then `cargo xtask build`",
             KernelError::Wait { .. } => "raise the limit of open files",
         }
@@ -182,8 +196,9 @@ pub struct Cost {
     pub time: Duration,
 }
 
-/// The loaded and attached probes. They detach when this is dropped.
+/// The loaded and attached probes. They detach when this is dropped, unless they are kept.
 pub struct Kernel {
+    heritage: Option<Heritage>,
     // Holds the programs and their links.
     ebpf: Ebpf,
     ring: RingBuf<MapData>,
@@ -208,10 +223,21 @@ impl Kernel {
     ///
     /// What happens from now on is recorded; [`Kernel::run`] reports it. Scan afterwards for what was there before.
     pub fn load(config: &Config, machine: &Machine) -> Result<Self, KernelError> {
+        Self::load_pinned(config, machine, None)
+    }
+
+    /// The same with maps that others have, too, and that outlive us: those of a former owner are taken over. Call
+    /// [`Kernel::catch_up`] before anything else then.
+    pub fn load_pinned(config: &Config, machine: &Machine, pinning: Option<&Pinning>) -> Result<Self, KernelError> {
         let btf = Btf::from_sys_fs()?;
-        let setup = Plain(machine.setup(config));
+        let keep_ns = pinning.map_or(0, |pinning| pinning.keep_ns);
+        let setup = Plain(Setup { keep_ns, ..machine.setup(config) });
         let log_level = log_level();
-        let mut ebpf = EbpfLoader::new()
+        let keep_error = |error: KeepError| KernelError::Keep(Box::new(error));
+        let keep = pinning.map(|pinning| Keep::prepare(pinning, config)).transpose().map_err(keep_error)?;
+        let mut loader = EbpfLoader::new();
+        keep.iter().for_each(|keep| keep.set_paths(&mut loader));
+        let mut ebpf = loader
             .btf(Some(&btf))
             .override_global("SETUP", &setup, true)
             .override_global("AYA_LOG_LEVEL", &log_level, false)
@@ -220,9 +246,12 @@ impl Kernel {
             .map_max_entries("MOUNT_NAMESPACES", config.max_namespaces)
             .load(OBJECT)
             .map_err(|error| KernelError::Maps(Box::new(error)))?;
+        let mut links = Vec::new();
         for (program, tracepoint) in PROGRAMS {
-            attach(&mut ebpf, program, tracepoint, &btf)?;
+            links.push((program, attach(&mut ebpf, program, tracepoint, &btf)?));
         }
+        let layout = &machine.found.layout;
+        let heritage = keep.map(|keep| keep.settle(&mut ebpf, links, layout)).transpose().map_err(keep_error)?;
         let ring = take(&mut ebpf, "RECORDS")?;
         let ring = RingBuf::try_from(ring).map_err(|source| map_error("RECORDS", source))?;
         let shared = SharedTable::open(take(&mut ebpf, "SHARED")?).map_err(|source| map_error("SHARED", source))?;
@@ -231,7 +260,7 @@ impl Kernel {
         let known = KnownTable::open(&known_map).map_err(|source| map_error("KNOWN", source))?;
         let flush_log = log_reader(&mut ebpf);
         let (machine, foreign_max) = (machine.clone(), config.foreign_max());
-        Ok(Self { ebpf, ring, shared, known, slots, known_map, flush_log, machine, foreign_max })
+        Ok(Self { heritage, ebpf, ring, shared, known, slots, known_map, flush_log, machine, foreign_max })
     }
 
     /// How many namespaces from outside the initial user namespace the probes take in.
@@ -260,7 +289,8 @@ impl Kernel {
 
     /// The table that other BPF programs look up.
     pub fn slots(&self) -> Result<SlotTable, KernelError> {
-        SlotTable::open(&self.slots).map_err(|source| map_error("MOUNT_NAMESPACES", source))
+        let since = self.heritage.as_ref().map_or(0, |heritage| heritage.since);
+        SlotTable::open(&self.slots, since).map_err(|source| map_error("MOUNT_NAMESPACES", source))
     }
 }
 
@@ -287,13 +317,17 @@ fn log_level() -> u8 {
     }
 }
 
-fn attach(ebpf: &mut Ebpf, program: &'static str, tracepoint: &'static str, btf: &Btf) -> Result<(), KernelError> {
+fn attach(
+    ebpf: &mut Ebpf,
+    program: &'static str,
+    tracepoint: &'static str,
+    btf: &Btf,
+) -> Result<BtfTracePointLinkId, KernelError> {
     let failed = |source| KernelError::Load { program, tracepoint, source: Box::new(source) };
     let found = ebpf.program_mut(program).ok_or(KernelError::Object(program))?;
     let probe: &mut BtfTracePoint = found.try_into().map_err(failed)?;
     probe.load(tracepoint, btf).map_err(failed)?;
-    probe.attach().map_err(failed)?;
-    Ok(())
+    probe.attach().map_err(failed)
 }
 
 fn take(ebpf: &mut Ebpf, name: &'static str) -> Result<Map, KernelError> {

@@ -4,14 +4,16 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use aya::maps::{MapData, RingBuf};
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use tracker_common::life;
 use tracker_common::record::{ProcessRecord, Record};
 
+use super::keep::Heritage;
 use super::pace::Pace;
 use super::translate::translate;
-use super::{Kernel, KernelError, Stats};
+use super::{Kernel, KernelError, KnownTable, Machine, Stats};
 use crate::collection::door::{Ended, Facts};
 use crate::fact::{Fact, Source, What};
 use crate::source::health::{Condition, HealthBoard};
@@ -51,6 +53,25 @@ impl Kernel {
         ended
     }
 
+    /// States what the former owner's probes left, before anything is scanned: without it the order would be another one.
+    pub fn catch_up(
+        &mut self,
+        mut state: impl FnMut(Vec<Fact>) -> Result<(), Ended>,
+        stats: &Stats,
+    ) -> Result<(), Ended> {
+        let Some(heritage) = &mut self.heritage else { return Ok(()) };
+        if let Some(time) = heritage.unwatched {
+            stats.unwatched_ms.store(time.as_millis() as u64, Ordering::Relaxed);
+            tracing::warn!(seconds = time.as_secs_f64(), "nobody watched: what came and went meanwhile is not known");
+        }
+        if let Some(mut leftover) = heritage.leftover.take() {
+            let Self { heritage, known, machine, .. } = self;
+            drain(&mut leftover, Reading { heritage, known, machine, stats, is_leftover: true }, &mut state)?;
+        }
+        self.drain(&mut state, stats)?;
+        Ok(())
+    }
+
     /// The same without a collection: `state` is called with each batch, and ends the loop with an error.
     pub fn run_with(
         mut self,
@@ -64,9 +85,12 @@ impl Kernel {
         let mut events = [EpollEvent::empty(); 4];
         loop {
             let Ok(drained) = self.drain(&mut state, stats) else { return Ok(()) };
-            if stats.take(&self.shared.read()) {
+            let shared = self.shared.read();
+            let ours = self.heritage.as_ref().map_or(shared, |heritage| heritage.ours(&shared));
+            if stats.take(&ours) {
                 audits.ask();
             }
+            self.heritage.iter().for_each(|heritage| heritage.note_taken(&shared));
             (self.flush_log)();
             pace.drained(drained);
             let timeout = pace
@@ -100,7 +124,9 @@ impl Kernel {
 
     fn condition(&self) -> (Condition, String) {
         if self.machine.has_unique_ids() {
-            return (Condition::Live, String::new());
+            let unwatched = self.heritage.as_ref().and_then(|heritage| heritage.unwatched);
+            let detail = unwatched.map(|time| format!("nobody watched for {} s before this start", time.as_secs()));
+            return (Condition::Live, detail.unwrap_or_default());
         }
         let detail =
             "mount namespaces have no unique ids here: a reused number is told apart by its time of birth alone";
@@ -109,38 +135,64 @@ impl Kernel {
 
     /// States what lies in the ring buffer; returns how many records that were.
     fn drain(&mut self, state: &mut impl FnMut(Vec<Fact>) -> Result<(), Ended>, stats: &Stats) -> Result<usize, Ended> {
-        let v2 = self.machine.hierarchy == 0;
-        let mut total = 0;
-        for _ in 0..BATCHES {
-            let mut batch: Vec<Fact> = Vec::new();
-            while batch.len() < BATCH {
-                let Some(bytes) = self.ring.next() else { break };
-                total += 1;
-                match Record::decode(&bytes) {
-                    Ok(Record::Process(_, record)) if is_superseded(&self.known, &record) => count(&stats.superseded),
-                    Ok(record) => {
-                        if matches!(record, Record::Cgroup { truncated: true, .. }) {
-                            count(&stats.cut_paths);
-                        }
-                        translate(&record, v2, &mut batch);
-                    }
-                    Err(_) => count(&stats.malformed),
-                }
-            }
-            if batch.is_empty() {
-                break;
-            }
-            look_around(&mut batch);
-            state(batch)?;
-        }
-        stats.records.fetch_add(total as u64, Ordering::Relaxed);
-        Ok(total)
+        let Self { ring, heritage, known, machine, .. } = self;
+        drain(ring, Reading { heritage, known, machine, stats, is_leftover: false }, state)
     }
+}
+
+/// What is needed beside the records to make facts of them.
+struct Reading<'a> {
+    heritage: &'a mut Option<Heritage>,
+    known: &'a KnownTable,
+    machine: &'a Machine,
+    stats: &'a Stats,
+    /// Whether a former owner's probes left them.
+    is_leftover: bool,
+}
+
+fn drain(
+    ring: &mut RingBuf<MapData>,
+    reading: Reading<'_>,
+    state: &mut impl FnMut(Vec<Fact>) -> Result<(), Ended>,
+) -> Result<usize, Ended> {
+    let Reading { heritage, known, machine, stats, is_leftover } = reading;
+    let v2 = machine.hierarchy == 0;
+    let mut total = 0;
+    for _ in 0..BATCHES {
+        let mut batch: Vec<Fact> = Vec::new();
+        while batch.len() < BATCH {
+            let Some(bytes) = ring.next() else { break };
+            total += 1;
+            let record = Record::decode(&bytes);
+            if let (Ok(Record::Process(_, record)), Some(heritage)) = (&record, heritage.as_mut())
+                && record.flags & ProcessRecord::BORN != 0
+            {
+                heritage.note_birth(record.task.mntns_id, is_leftover, known, stats);
+            }
+            match record {
+                Ok(Record::Process(_, record)) if is_superseded(known, &record) => count(&stats.superseded),
+                Ok(record) => {
+                    if matches!(record, Record::Cgroup { truncated: true, .. }) {
+                        count(&stats.cut_paths);
+                    }
+                    translate(&record, v2, &mut batch);
+                }
+                Err(_) => count(&stats.malformed),
+            }
+        }
+        if batch.is_empty() {
+            break;
+        }
+        look_around(&mut batch);
+        state(batch)?;
+    }
+    stats.records.fetch_add(total as u64, Ordering::Relaxed);
+    Ok(total)
 }
 
 /// Whether the birth is that of a later process in a namespace that was there before us, which the scan has found since:
 /// the first fork in such a namespace looks like its birth.
-fn is_superseded(known: &super::KnownTable, record: &ProcessRecord) -> bool {
+fn is_superseded(known: &KnownTable, record: &ProcessRecord) -> bool {
     record.flags & ProcessRecord::BORN != 0
         && known.get(life::key(&record.task)).is_some_and(|known| known.init_start < record.task.start_ns)
 }

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracker_common::table::{Loss, Shared};
 
-/// Counters, all since the probes were loaded.
+/// Counters, all since the probes were loaded; of probes that went on without a tracker, since the former one ended.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Records decoded.
@@ -21,6 +21,11 @@ pub struct Stats {
     pub process_records: AtomicU64,
     /// Cgroup records that the kernel side emitted or lost.
     pub cgroup_records: AtomicU64,
+    /// For how long nobody watched before this start, in milliseconds: since the former tracker's last heartbeat, unless
+    /// its probes went on.
+    pub unwatched_ms: AtomicU64,
+    /// Mount namespaces that came and went meanwhile, as far as their ids tell.
+    pub unseen: AtomicU64,
     /// Losses, in the order of [`Loss::ALL`].
     lost: [AtomicU64; Loss::ALL.len()],
 }

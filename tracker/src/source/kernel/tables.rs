@@ -38,6 +38,11 @@ impl KnownTable {
 }
 
 impl<T: Borrow<MapData>> KnownTable<T> {
+    /// All keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = u64> + '_ {
+        self.0.keys().flatten()
+    }
+
     /// What is known under a key (`tracker_common::life::key`).
     pub fn get(&self, key: u64) -> Option<Known> {
         self.0.get(&key, 0).ok().map(|known| known.0)
@@ -58,16 +63,20 @@ impl<T: BorrowMut<MapData>> KnownTable<T> {
 }
 
 /// The table that other BPF programs look up.
-pub struct SlotTable(HashMap<MapData, u32, Plain<Slot>>);
+pub struct SlotTable {
+    map: HashMap<MapData, u32, Plain<Slot>>,
+    /// Slots that are older than this were made for another owner, and nobody may have seen their end.
+    since: u64,
+}
 
 impl SlotTable {
-    pub(crate) fn open(map: &MapData) -> Result<Self, MapError> {
-        Ok(Self(HashMap::try_from(reopen(map, Map::HashMap)?)?))
+    pub(crate) fn open(map: &MapData, since: u64) -> Result<Self, MapError> {
+        Ok(Self { map: HashMap::try_from(reopen(map, Map::HashMap)?)?, since })
     }
 
     /// The slot of a mount namespace.
     pub fn get(&self, mntns: u32) -> Option<Slot> {
-        self.0.get(&mntns, 0).ok().map(|slot| slot.0)
+        self.map.get(&mntns, 0).ok().map(|slot| slot.0)
     }
 
     /// Enters a namespace that a scan found, unless the number is taken by a later one.
@@ -78,23 +87,24 @@ impl SlotTable {
             Some(held) if held.born < slot.born => BPF_EXIST,
             _ => BPF_NOEXIST,
         };
-        match self.0.insert(mntns, Plain(slot), flag) {
+        match self.map.insert(mntns, Plain(slot), flag) {
             Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::E2BIG) => Room::Full,
             // Else it was taken meanwhile: by its own birth, or by a later one's.
             _ => Room::Enough,
         }
     }
 
-    /// Frees the slots of numbers whose holders have ended and that are not `alive`. Slots are kept until then: most
+    /// Frees the slots of numbers whose holders have ended, or were another owner's, and that are not `alive`. Slots are kept until then: most
     /// numbers have a next holder soon, and who asks late still finds the former one.
     pub(crate) fn reclaim(&mut self, alive: &HashSet<u32>) {
-        let is_over = |slot: Slot| slot.flags & Slot::ENDED != 0;
-        let slots = self.0.iter().flatten();
+        let since = self.since;
+        let is_over = |slot: Slot| slot.flags & Slot::ENDED != 0 || slot.born < since;
+        let slots = self.map.iter().flatten();
         let over = slots.filter(|(mntns, slot)| is_over(slot.0) && !alive.contains(mntns)).map(|(mntns, _)| mntns);
         for mntns in over.collect::<Vec<u32>>() {
             // The number may have a new holder since.
             if self.get(mntns).is_some_and(is_over) {
-                let _ = self.0.remove(&mntns);
+                let _ = self.map.remove(&mntns);
             }
         }
     }
