@@ -152,6 +152,62 @@ fn the_first_exec_of_every_container_names_it() -> Result<()> {
     Ok(())
 }
 
+/// A program in the container that executes another, which its first process waits for.
+const TWICE: [&str; 3] = ["sh", "-c", "/bin/true; exec /bin/true"];
+
+#[test]
+fn a_selection_shows_exactly_the_selected_containers_from_their_first_exec_on() -> Result<()> {
+    require!(Oci::Runc.requirement(), requirement::example("execsnoop"));
+    let temp = TempDir::new()?;
+    let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(Oci::Runc, temp.path())?);
+    let options = ["-o", "json", "--stats", "--select", "id in (picked-*,chosen-*)"];
+    let execsnoop = Execsnoop::start(&config(&runtime), &options)?;
+    let (held, _) = counts();
+    let mut truth = HashMap::new();
+    for number in 0..2 * held {
+        let id = format!("{}-{number}", ["picked", "other", "chosen", "left"][number % 4]);
+        let container = runtime.create(&Bundle::create(temp.path(), &id, &root, &TWICE)?, &id)?;
+        if number % 2 == 0 {
+            truth.insert(id, u64::from(container.pid()));
+        }
+        container.start()?;
+        eventually("the entrypoint ends", || (!is_alive(container.pid())).then_some(()));
+    }
+    let mut child = Command::new("true").stdin(Stdio::null()).spawn()?;
+    child.wait()?;
+    let said = execsnoop.stop()?;
+
+    let mut shown: HashMap<String, Vec<(u64, String)>> = HashMap::new();
+    for line in said.lines().filter(|line| line.starts_with('{')) {
+        let line: Value = serde_json::from_str(line).with_context(|| format!("understand `{line}`"))?;
+        let id = line["container"]["id"].as_str().with_context(|| format!("a container in {line}"))?;
+        let exec = (line["pid"].as_u64().unwrap_or(0), line["filename"].as_str().unwrap_or_default().to_owned());
+        shown.entry(id.to_owned()).or_default().push(exec);
+    }
+    let ids = |map: Vec<&String>| map.into_iter().cloned().collect::<std::collections::BTreeSet<_>>();
+    assert_eq!(ids(shown.keys().collect()), ids(truth.keys().collect()), "{said}");
+    for (id, init) in truth {
+        let execs = &shown[&id];
+        assert!(execs.len() == 3 && execs[0].0 == init && execs[0].1.ends_with("/sh"), "{id}: {execs:?}");
+        assert!(
+            execs[1].1 == "/bin/true" && execs[1].0 != init && execs[2] == (init, "/bin/true".to_owned()),
+            "{execs:?}"
+        );
+    }
+    assert!(said.contains("the probe ran ") && !said.contains("for 0 ns each"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_selector_that_does_not_parse_is_told() -> Result<()> {
+    require!(requirement::example("execsnoop"));
+    let program = requirement::example("execsnoop").map_err(anyhow::Error::msg)?;
+    let output = Command::new(program).args(["--select", "id=x,nme=y"]).output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("nme"), "{said}");
+    Ok(())
+}
+
 #[test]
 fn nothing_in_a_name_reaches_the_terminal() -> Result<()> {
     require!(requirement::root(), requirement::program("busybox"), requirement::example("execsnoop"));

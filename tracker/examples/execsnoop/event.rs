@@ -15,6 +15,8 @@ pub(crate) struct Exec {
     pub time: u64,
     /// Id of the cgroup in the v2 hierarchy.
     pub cgroup: u64,
+    /// What stood under the mount namespace in the selection: its never-reused number. 0 where nothing is selected.
+    pub selected: u64,
     /// Process id in the host's pid namespace.
     pub pid: u32,
     /// Inode number of the mount namespace: what the container is found by.
@@ -25,7 +27,7 @@ pub(crate) struct Exec {
     pub filename: [u8; FILENAME_LEN],
 }
 
-const _: () = assert!(size_of::<Exec>() == 24 + COMM_LEN + FILENAME_LEN);
+const _: () = assert!(size_of::<Exec>() == 32 + COMM_LEN + FILENAME_LEN);
 
 // The kernel half has no use for these.
 #[allow(dead_code)]
@@ -34,12 +36,14 @@ impl Exec {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Exec> {
         let (time, bytes) = bytes.split_first_chunk()?;
         let (cgroup, bytes) = bytes.split_first_chunk()?;
+        let (selected, bytes) = bytes.split_first_chunk()?;
         let (pid, bytes) = bytes.split_first_chunk()?;
         let (mntns, bytes) = bytes.split_first_chunk()?;
         let (comm, bytes) = bytes.split_first_chunk()?;
         Some(Exec {
             time: u64::from_ne_bytes(*time),
             cgroup: u64::from_ne_bytes(*cgroup),
+            selected: u64::from_ne_bytes(*selected),
             pid: u32::from_ne_bytes(*pid),
             mntns: u32::from_ne_bytes(*mntns),
             comm: *comm,
@@ -69,13 +73,13 @@ mod tests {
 
     #[test]
     fn every_field_is_read_from_its_place_and_a_cut_record_is_refused() {
-        let mut bytes = [101_u64.to_ne_bytes(), 102_u64.to_ne_bytes()].concat();
+        let mut bytes = [101_u64, 102, 103].map(u64::to_ne_bytes).concat();
         bytes.extend([3_u32.to_ne_bytes(), 4_u32.to_ne_bytes()].concat());
         bytes.extend(b"sleep\0garbage\0\0\0");
         bytes.extend(b"/bin/sleep\0");
         bytes.resize(size_of::<Exec>(), b'x');
         let exec = Exec::decode(&bytes).unwrap();
-        assert_eq!((exec.time, exec.cgroup, exec.pid, exec.mntns), (101, 102, 3, 4));
+        assert_eq!((exec.time, exec.cgroup, exec.selected, exec.pid, exec.mntns), (101, 102, 103, 3, 4));
         assert_eq!((exec.comm(), exec.filename()), (&b"sleep"[..], &b"/bin/sleep"[..]));
         assert!((0..bytes.len()).all(|len| Exec::decode(&bytes[..len]).is_none()));
         // A name without an end is the whole field.

@@ -9,7 +9,7 @@
 //! - this file: asking the tracker at the right moment.
 //!
 //! ```text
-//!  sched_process_exec ─▶ ring buffer ─▶ Waiting ─▶ enrich.by_mntns_at(ns, time) ─▶ a line
+//!  sched_process_exec ─▶ selected? ─▶ ring buffer ─▶ Waiting ─▶ enrich.by_mntns_at(ns, time) ─▶ a line
 //! ```
 
 #![allow(clippy::print_stderr, reason = "a command speaks to its terminal")]
@@ -32,8 +32,9 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::SignalFd;
 use tracker::container::Kind;
+use tracker::plane::selection::SelectionMaps;
 use tracker::source::health::Condition;
-use tracker::{BootTime, Config, Enrich, Enrichment, Tracker, Verdict};
+use tracker::{BootTime, Config, Enrich, Enrichment, Selector, Tracker, Verdict};
 
 use event::Exec;
 use line::Format;
@@ -49,6 +50,12 @@ struct Arguments {
     /// The tracker's configuration, a file of TOML; without it everything has its default
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Only execs in containers that this selector picks, for example `image=*nginx*`: filtered in the kernel
+    #[arg(short, long, value_name = "SELECTOR")]
+    select: Option<Selector>,
+    /// At the end, tell what the probe has cost
+    #[arg(long)]
+    stats: bool,
 }
 
 /// How long an exec that cannot be answered yet is kept.
@@ -87,6 +94,7 @@ fn run(arguments: &Arguments) -> Result<()> {
     signals.thread_block().context("block signals")?;
     let ended = SignalFd::new(&signals).context("make a file of signals")?;
 
+    let capacity = config.plane.capacity;
     let tracker = Tracker::start(config).map_err(|error| {
         let remedy = error.remedy();
         anyhow::Error::new(error).context(remedy)
@@ -103,7 +111,19 @@ fn run(arguments: &Arguments) -> Result<()> {
             );
         }
     }
-    let mut probe = Probe::attach()?;
+    let mut probe = Probe::load(arguments.select.as_ref().map(|_| capacity))?;
+    // From here on the map is right before a held container's first instruction. One whose start nothing holds, as with
+    // `runc run`, may have executed something before anybody knows what it is: those execs are not seen.
+    let selection = match &arguments.select {
+        None => None,
+        Some(selector) => {
+            let maps = SelectionMaps::from_fds(Some(probe.selected()?), None)?;
+            Some(tracker.selection_in_blocking("execsnoop", selector.clone(), maps)?)
+        }
+    };
+    // The kernel counts for as long as this is open.
+    let _counting = arguments.stats.then(|| aya::sys::enable_stats(aya::sys::Stats::RunTime)).transpose()?;
+    probe.attach()?;
     eprintln!("execsnoop: watching; Ctrl-C ends it");
 
     let mut snoop = Snoop {
@@ -115,6 +135,14 @@ fn run(arguments: &Arguments) -> Result<()> {
     };
     let outcome = snoop.run(&mut probe, &ended);
     eprintln!("execsnoop: {} execs shown, {} lost", snoop.shown, probe.lost()?);
+    if let Some(missing) = selection.map(|selection| selection.figures().missing).filter(|missing| *missing > 0) {
+        eprintln!("execsnoop: {missing} selected containers found no room in the map");
+    }
+    if arguments.stats {
+        let (runs, time) = probe.cost()?;
+        let each = time.as_nanos().checked_div(runs.into()).unwrap_or(0);
+        eprintln!("execsnoop: the probe ran {runs} times, for {each} ns each");
+    }
     match outcome {
         // Who reads the output has enough: `execsnoop | head`.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe) => Ok(()),
@@ -165,9 +193,11 @@ impl<W: Write> Snoop<W> {
             if !is_settled(&known) && now < *deadline {
                 break;
             }
-            self.format.line(&mut self.out, exec, &known)?;
+            if is_selected(exec, &known) {
+                self.format.line(&mut self.out, exec, &known)?;
+                self.shown += 1;
+            }
             self.waiting.pop_front();
-            self.shown += 1;
         }
         Ok(self.out.flush()?)
     }
@@ -185,6 +215,13 @@ impl<W: Write> Snoop<W> {
             Err(errno) => Err(errno).context("wait for an exec"),
         }
     }
+}
+
+/// Whether an exec that the kernel let through is a selected container's: the mount namespace's number may have had a new
+/// holder in the moment before the selection was told.
+fn is_selected(exec: &Exec, known: &Enrichment<'_>) -> bool {
+    let generation = known.container.and_then(|container| container.generation);
+    exec.selected == 0 || generation.is_none_or(|generation| generation == exec.selected)
 }
 
 /// Whether asking again would change nothing: it is the host's, a container's that somebody vouches for, or somebody's who

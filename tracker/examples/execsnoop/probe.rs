@@ -1,9 +1,10 @@
 //! The kernel half, seen from here: loaded with what it has to know of this kernel, attached, and read.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
-use aya::maps::{MapData, PerCpuArray, RingBuf};
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader};
 use tracker::source::kernel;
@@ -13,17 +14,20 @@ use crate::event::Exec;
 /// `cargo xtask ebpf` builds it.
 static OBJECT: &[u8] = aya::include_bytes_aligned!("../../bpf/execsnoop.bpf.o");
 
-/// The attached probe. It detaches when this is dropped.
+/// The probe's name in the object.
+const PROGRAM: &str = "on_exec";
+
+/// The loaded probe. It detaches when this is dropped.
 pub(crate) struct Probe {
     // Holds the program and its link.
-    _ebpf: Ebpf,
+    ebpf: Ebpf,
     execs: RingBuf<MapData>,
     lost: PerCpuArray<MapData, u64>,
 }
 
 impl Probe {
-    /// Loads and attaches it: every exec from now on is in the ring buffer.
-    pub(crate) fn attach() -> Result<Self> {
+    /// Loads it: for every exec, or for those in the mount namespaces of a selection of at most so many.
+    pub(crate) fn load(selection: Option<u32>) -> Result<Self> {
         // Kernels differ in where they keep their fields, and rustc leaves a loader nothing to correct that by. So the
         // program reads each offset from a global, and gets it from the running kernel's own type information.
         let [nsproxy, mnt_ns, ns, inum, filename] = kernel::offsets([
@@ -41,14 +45,34 @@ impl Probe {
             .override_global("MNT_NAMESPACE_NS", &ns, true)
             .override_global("NS_COMMON_INUM", &inum, true)
             .override_global("BINPRM_FILENAME", &filename, true)
+            .override_global("IS_SELECTING", &u64::from(selection.is_some()), true)
+            .map_max_entries("SELECTED", selection.unwrap_or(1))
             .load(OBJECT)
             .context("load the probe: it needs root")?;
-        let probe: &mut BtfTracePoint = ebpf.program_mut("on_exec").context("find the probe")?.try_into()?;
-        probe.load("sched_process_exec", &btf).context("load the probe")?;
-        probe.attach().context("attach the probe")?;
+        program(&mut ebpf)?.load("sched_process_exec", &btf).context("load the probe")?;
         let execs = RingBuf::try_from(ebpf.take_map("EXECS").context("find the ring buffer")?)?;
         let lost = PerCpuArray::try_from(ebpf.take_map("LOST").context("find the counters")?)?;
-        Ok(Self { _ebpf: ebpf, execs, lost })
+        Ok(Self { ebpf, execs, lost })
+    }
+
+    /// The map that the selection is to be kept up in.
+    pub(crate) fn selected(&self) -> Result<OwnedFd> {
+        match self.ebpf.map("SELECTED") {
+            Some(Map::HashMap(map)) => map.fd().as_fd().try_clone_to_owned().context("share the selection's map"),
+            _ => anyhow::bail!("the object has no map for a selection"),
+        }
+    }
+
+    /// Attaches it: every exec from now on is in the ring buffer.
+    pub(crate) fn attach(&mut self) -> Result<()> {
+        program(&mut self.ebpf)?.attach().context("attach the probe")?;
+        Ok(())
+    }
+
+    /// How often it ran, and how long all runs took together; zeros unless the kernel counts that.
+    pub(crate) fn cost(&self) -> Result<(u64, Duration)> {
+        let info = self.ebpf.program(PROGRAM).context("find the probe")?.info().context("look at the probe")?;
+        Ok((info.run_count(), info.run_time()))
     }
 
     /// The oldest exec that has not been read. Does not wait.
@@ -62,6 +86,10 @@ impl Probe {
         let counters = self.lost.get(&0, 0).context("read the counters")?;
         Ok(counters.iter().sum())
     }
+}
+
+fn program(ebpf: &mut Ebpf) -> Result<&mut BtfTracePoint> {
+    Ok(ebpf.program_mut(PROGRAM).context("find the probe")?.try_into()?)
 }
 
 impl AsFd for Probe {
