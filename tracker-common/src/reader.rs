@@ -28,7 +28,7 @@
 //! To hold a plane for long, ask [`Plane::reopen_if_superseded`] now and then: a new tracker goes on with the same file
 //! where it can, and else puts another one in its place.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::mem::offset_of;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -37,7 +37,7 @@ use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 use std::time::{Duration, Instant};
 
-use mapping::Mapping;
+use mapping::{Access, Mapping};
 
 use crate::plane::lookup::{Group as AnyGroup, Members as AnyMembers, Places, Tables};
 use crate::plane::{Geometry, Header, Index, Row, WORD_LEN};
@@ -47,7 +47,7 @@ pub use error::{Cause, OpenError};
 pub use status::{Condition, Status, now_ns};
 
 mod error;
-mod mapping;
+pub mod mapping;
 mod status;
 
 const CHANGES: usize = offset_of!(Header, changes);
@@ -87,7 +87,7 @@ impl Plane {
             return Err(Cause::NotAFile);
         }
         let (len, places) = Self::check(&file, metadata.len())?;
-        let mapping = Mapping::of(&file, len).map_err(Cause::Io)?;
+        let mapping = Mapping::of(&file, len, Access::Read).map_err(Cause::Io)?;
         let plane = Plane { path: path.into(), file: (metadata.dev(), metadata.ino()), mapping, places };
         match plane.is_of_this_boot() {
             true => Ok(plane),
@@ -100,7 +100,7 @@ impl Plane {
         if len < Header::LEN as u64 {
             return Err(Cause::Unreadable(Unreadable::TooShort { len }));
         }
-        let header = Mapping::of(file, Header::LEN).map_err(Cause::Io)?;
+        let header = Mapping::of(file, Header::LEN, Access::Read).map_err(Cause::Io)?;
         let checked = Places::check(header.words(), len);
         if header.is_broken() {
             return Err(Cause::Unreadable(Unreadable::TooShort { len: 0 }));
@@ -222,9 +222,7 @@ impl Plane {
     /// it did. Where there is no other plane to open, this one stays, with what it says.
     pub fn reopen_if_superseded(&mut self) -> Result<bool, OpenError> {
         let flags = self.tables().header_half(offset_of!(Header, flags));
-        let there = std::fs::symlink_metadata(&self.path).map(|metadata| (metadata.dev(), metadata.ino()));
-        let is_other = there.is_ok_and(|there| there != self.file);
-        if flags & Header::SUPERSEDED == 0 && !is_other && !self.is_broken() {
+        if flags & Header::SUPERSEDED == 0 && !self.is_replaced() && !self.is_broken() {
             return Ok(false);
         }
         *self = Plane::open(&self.path)?;
@@ -240,6 +238,20 @@ impl Plane {
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The file that lies at the path now.
+    fn there(&self) -> Option<Metadata> {
+        std::fs::symlink_metadata(&self.path).ok()
+    }
+
+    fn is_same(&self, there: &Metadata) -> bool {
+        (there.dev(), there.ino()) == self.file
+    }
+
+    /// Whether it is another one.
+    fn is_replaced(&self) -> bool {
+        self.there().is_some_and(|there| !self.is_same(&there))
     }
 
     #[inline]

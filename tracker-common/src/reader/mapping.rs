@@ -1,4 +1,4 @@
-//! A file mapped read-only, whose words can be read whatever becomes of the file.
+//! A mapped file whose words can be read, and by its owner written, whatever becomes of the file.
 //!
 //! Whoever owns the file may cut it short, and a read behind its end is a SIGBUS. So there is a handler for that signal,
 //! set up with the first mapping and chained to what was there before: for an address in one of our mappings it puts
@@ -26,31 +26,59 @@ struct Known {
     /// Its first byte; 0 where the place is free, 1 where it is being taken.
     start: AtomicUsize,
     len: AtomicUsize,
+    is_writable: AtomicBool,
     is_broken: AtomicBool,
 }
 
-static KNOWN: [Known; MAX_MAPPINGS] =
-    [const { Known { start: AtomicUsize::new(0), len: AtomicUsize::new(0), is_broken: AtomicBool::new(false) } };
-        MAX_MAPPINGS];
+static KNOWN: [Known; MAX_MAPPINGS] = [const { Known::free() }; MAX_MAPPINGS];
+
+impl Known {
+    const fn free() -> Known {
+        Known {
+            start: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            is_writable: AtomicBool::new(false),
+            is_broken: AtomicBool::new(false),
+        }
+    }
+}
+
+/// What is done with a mapped file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// A store would end the process.
+    Read,
+    /// Stores reach the file, as long as it is whole.
+    Write,
+}
+
+impl Access {
+    fn protection(self) -> libc::c_int {
+        match self {
+            Access::Read => libc::PROT_READ,
+            Access::Write => libc::PROT_READ | libc::PROT_WRITE,
+        }
+    }
+}
 
 /// What was there before our handler; set before a fault can be ours.
 static PREVIOUS: OnceLock<libc::sigaction> = OnceLock::new();
 
 /// A mapped file. Unmapped when dropped.
-pub(super) struct Mapping {
+pub struct Mapping {
     start: *mut libc::c_void,
     len: usize,
     known: &'static Known,
 }
 
-// SAFETY: the memory is only ever read, atomically, and stays mapped for as long as the value lives.
+// SAFETY: the memory is only accessed atomically, and stays mapped for as long as the value lives.
 unsafe impl Send for Mapping {}
 // SAFETY: as above; there is nothing in it that one thread could change under another.
 unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// Maps the first `len` bytes, a multiple of [`WORD_LEN`] and more than none.
-    pub(super) fn of(file: &File, len: usize) -> io::Result<Self> {
+    pub fn of(file: &File, len: usize, access: Access) -> io::Result<Self> {
         set_up_handler()?;
         let known = KNOWN
             .iter()
@@ -61,7 +89,7 @@ impl Mapping {
             libc::mmap(
                 ptr::null_mut(),
                 len,
-                libc::PROT_READ,
+                access.protection(),
                 libc::MAP_SHARED | libc::MAP_NORESERVE,
                 file.as_raw_fd(),
                 0,
@@ -73,6 +101,7 @@ impl Mapping {
             return Err(error);
         }
         known.len.store(len, Ordering::Relaxed);
+        known.is_writable.store(access == Access::Write, Ordering::Relaxed);
         known.is_broken.store(false, Ordering::Relaxed);
         known.start.store(start.addr(), Ordering::Release);
         Ok(Mapping { start, len, known })
@@ -80,7 +109,7 @@ impl Mapping {
 
     /// The words; zeros, once the file was cut.
     #[inline]
-    pub(super) fn words(&self) -> &[AtomicU64] {
+    pub fn words(&self) -> &[AtomicU64] {
         // SAFETY: `start` is the beginning of a mapping of `len` bytes that lasts until `self` is dropped, and so aligned
         // to a page. Others change it, which atomics allow for; relaxed and acquire loads of a word need no write access
         // on the 64-bit targets that we build for. A part of it that has no file behind it reads as zeros (the handler).
@@ -89,7 +118,7 @@ impl Mapping {
 
     /// Whether the file was found to be cut.
     #[inline]
-    pub(super) fn is_broken(&self) -> bool {
+    pub fn is_broken(&self) -> bool {
         self.known.is_broken.load(Ordering::Relaxed)
     }
 }
@@ -154,8 +183,10 @@ fn put_zeros(address: usize) -> bool {
         // SAFETY: as above.
         let before = unsafe { *errno };
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+        let access = if known.is_writable.load(Ordering::Relaxed) { Access::Write } else { Access::Read };
+        let place = ptr::with_exposed_provenance_mut(start);
         // SAFETY: takes the place of exactly the mapping that is ours, which its owner, who is reading it, keeps alive.
-        let mapped = unsafe { libc::mmap(ptr::with_exposed_provenance_mut(start), len, libc::PROT_READ, flags, -1, 0) };
+        let mapped = unsafe { libc::mmap(place, len, access.protection(), flags, -1, 0) };
         // SAFETY: as above.
         unsafe { *errno = before };
         return mapped != libc::MAP_FAILED;
@@ -196,15 +227,16 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(4096).unwrap();
         for _ in 0..3 {
-            let all: Vec<Mapping> = (0..MAX_MAPPINGS).map(|_| Mapping::of(&file, 4096).unwrap()).collect();
+            let all: Vec<Mapping> =
+                (0..MAX_MAPPINGS).map(|_| Mapping::of(&file, 4096, Access::Read).unwrap()).collect();
             assert!(all.iter().all(|mapping| mapping.words()[511].load(Ordering::Relaxed) == 0));
-            let refused = Mapping::of(&file, 4096).err().unwrap();
+            let refused = Mapping::of(&file, 4096, Access::Read).err().unwrap();
             assert!(std::string::ToString::to_string(&refused).contains("close some"));
         }
         // What cannot be mapped takes no place.
         for _ in 0..2 * MAX_MAPPINGS {
-            assert!(Mapping::of(&file, 0).is_err());
+            assert!(Mapping::of(&file, 0, Access::Read).is_err());
         }
-        Mapping::of(&file, 4096).unwrap();
+        Mapping::of(&file, 4096, Access::Read).unwrap();
     }
 }

@@ -74,8 +74,8 @@ pub struct Status {
 }
 
 impl Plane {
-    /// Who writes this plane, and whether what it says is still true. One or two small files of `/proc` are read where
-    /// the owner was not seen.
+    /// Who writes this plane, and whether what it says is still true. Looks at the path, and reads one or two small files
+    /// of `/proc` where the owner was not seen.
     pub fn status(&self) -> Status {
         let tables = self.tables();
         let half = |at| tables.header_half(at);
@@ -85,7 +85,7 @@ impl Plane {
         let owner_pid = half(offset_of!(Header, owner_pid));
         let owner_start = long(offset_of!(Header, owner_start));
         let condition = match () {
-            () if flags & Header::SUPERSEDED != 0 => Condition::Superseded,
+            () if flags & Header::SUPERSEDED != 0 || self.is_replaced() => Condition::Superseded,
             () if flags & Header::STOPPED != 0 => Condition::Stopped,
             () if age_ns < OLD_NS => Condition::Fresh,
             () if is_there(owner_pid, owner_start) => Condition::Old,
@@ -107,8 +107,11 @@ impl Plane {
             evicted: long(offset_of!(Header, evicted)),
             truncated: long(offset_of!(Header, truncated)),
         };
-        // After all reads, any of which may have found that there is nothing any more.
-        match self.is_broken() {
+        // After all reads, any of which may have found that there is nothing any more. What was cut within a page reads as
+        // zeros there.
+        let there = self.there();
+        let is_cut = there.as_ref().is_some_and(|there| self.is_same(there) && there.len() < self.places.len() as u64);
+        match is_cut || self.is_broken() {
             true => Status { condition: Condition::Broken, ..status },
             false => status,
         }

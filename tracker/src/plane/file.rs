@@ -7,21 +7,18 @@
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io;
 use std::mem::offset_of;
-use std::num::NonZeroUsize;
 use std::ops::Deref;
-use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
-use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, OFlag, fallocate};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 use nix::unistd::{Group, geteuid};
 use tracker_common::plane::word::Word;
 use tracker_common::plane::{Geometry, Header, MAGIC, OLD_NS, SCHEMA, VERSION, WORD_LEN};
+use tracker_common::reader::mapping::{self, Access};
 
 use super::Config;
 
@@ -126,7 +123,7 @@ impl PlaneFile {
             }
             let len = lock.metadata().map_err(system("look at", path))?.len();
             if len == geometry.file_len as u64 {
-                let memory = Arc::new(Mapping::of(&*lock, geometry.file_len, path)?);
+                let memory = Arc::new(Mapping::of(&lock, geometry.file_len, path)?);
                 if memory.is_plane(&geometry, &boot_id) {
                     protect(&lock, group, path)?;
                     let path = path.to_owned();
@@ -199,9 +196,11 @@ impl PlaneFile {
         is_whole && is_still_there(&self.lock, &self.path).unwrap_or(false)
     }
 
-    /// Tells readers to open the path again.
+    /// Tells readers to open the path again, if they can be told: of a file that was cut our own mapping may be theirs no more.
     pub(super) fn supersede(&self) {
-        self.memory.raise(Header::SUPERSEDED);
+        if let Ok(header) = Mapping::of_header(&self.lock, &self.path) {
+            header.raise(Header::SUPERSEDED);
+        }
     }
 
     /// Where it is.
@@ -210,16 +209,8 @@ impl PlaneFile {
     }
 }
 
-/// Memory shared with whoever maps the file.
-pub(super) struct Mapping {
-    at: NonNull<AtomicU64>,
-    len: usize,
-}
-
-// SAFETY: the memory stays mapped at its place until the value is dropped, and is only accessed atomically.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
+/// Memory shared with whoever maps the file. Also where somebody cuts the file: stores then reach nobody.
+pub(super) struct Mapping(mapping::Mapping);
 
 impl Mapping {
     fn of_header(file: &File, path: &Path) -> Result<Mapping, FileError> {
@@ -230,13 +221,8 @@ impl Mapping {
         Self::of(file, Header::LEN, path)
     }
 
-    fn of(file: impl AsFd, len: usize, path: &Path) -> Result<Mapping, FileError> {
-        let size = NonZeroUsize::new(len).expect("a plane has a header");
-        let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: the kernel chooses the place, so that nothing else is replaced.
-        let at = unsafe { mmap(None, size, protection, MapFlags::MAP_SHARED, file, 0) };
-        let at = at.map_err(|errno| system("map", path)(errno.into()))?;
-        Ok(Mapping { at: at.cast(), len: len / WORD_LEN })
+    fn of(file: &File, len: usize, path: &Path) -> Result<Mapping, FileError> {
+        mapping::Mapping::of(file, len, Access::Write).map(Mapping).map_err(system("map", path))
     }
 
     fn get32(&self, at: usize) -> u32 {
@@ -278,15 +264,7 @@ impl Deref for Mapping {
     type Target = [AtomicU64];
 
     fn deref(&self) -> &[AtomicU64] {
-        // SAFETY: so many words are mapped from `at` on, aligned to a page, for as long as `self` lives.
-        unsafe { std::slice::from_raw_parts(self.at.as_ptr(), self.len) }
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `Mapping::of` with this length, and nobody borrows it any more.
-        let _ = unsafe { munmap(self.at.cast(), self.len * WORD_LEN) };
+        self.0.words()
     }
 }
 

@@ -162,8 +162,12 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
             return;
         };
         self.waiting.remove(&instance);
-        self.note(instance, Some(Holder { row: number, is_vouched, over }));
+        let former = self.note(instance, Some(Holder { row: number, is_vouched, over }));
         self.write(number, row, is_anew);
+        // A tombstone is room for somebody who lives.
+        if over.is_some() && former.is_some_and(|former| former.over.is_none()) {
+            self.serve();
+        }
     }
 
     fn write(&mut self, number: u32, row: &view::Row, is_anew: bool) {
@@ -230,8 +234,7 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
     }
 
     fn room_for(&mut self, is_vouched: bool, is_over: bool) -> Option<u32> {
-        if !is_vouched && self.unvouched >= (self.capacity / 8).max(1) {
-            // Its share is used up.
+        if !is_vouched && self.is_share_used_up() {
             return if is_over { None } else { self.evict([1]) };
         }
         match self.table.take() {
@@ -265,21 +268,26 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
 
     /// Gives rows to those who wait, while there are any.
     fn serve(&mut self) {
-        if self.waiting.is_empty() {
-            return;
-        }
-        // Those whose share is used up go on waiting, and are counted already.
+        // They are counted already.
         let refused = self.refused;
-        let waiting: Vec<u64> = self.waiting.keys().copied().collect();
-        for instance in waiting {
-            if !self.table.has_room() {
-                break;
+        for instance in self.waiting.keys().copied().collect::<Vec<u64>>() {
+            let Some(row) = self.waiting.get(&instance).cloned() else { continue };
+            let is_vouched = row.container.kind.is_vouched_for();
+            if !is_vouched && self.is_share_used_up() && self.tombstones[1].is_empty() {
+                continue;
             }
-            if let Some(row) = self.waiting.remove(&instance) {
-                self.enter(&row);
+            self.waiting.remove(&instance);
+            self.enter(&row);
+            if is_vouched && self.waiting.contains_key(&instance) {
+                break;
             }
         }
         self.refused = refused;
+    }
+
+    /// Whether nobody else whom nobody vouches for gets a row of those that are free.
+    fn is_share_used_up(&self) -> bool {
+        self.unvouched >= (self.capacity / 8).max(1)
     }
 
     /// Notes who has a row, or that somebody has none any more; returns what was noted before.

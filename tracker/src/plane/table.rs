@@ -180,11 +180,6 @@ impl<W: Word, M: Deref<Target = [W]>> Table<M> {
         }
     }
 
-    /// Whether there is a free row.
-    pub(crate) fn has_room(&self) -> bool {
-        (self.used as usize) < self.geometry.capacity || !self.free.is_empty()
-    }
-
     /// A free row, if there is one. It is taken once something was [`put`](Table::put) into it.
     pub(crate) fn take(&mut self) -> Option<u32> {
         // One that has rested longest: a number that somebody noted long ago should mean nothing, rather than another.

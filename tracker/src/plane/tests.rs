@@ -131,6 +131,10 @@ fn the_oldest_tombstone_makes_room_and_who_finds_none_waits_for_it() {
     assert_eq!((rows.waiting(), rows.counts()), (1, (1, 2)), "waiting is counted once");
     rows.leave(7);
     assert_eq!((rows.waiting(), all(&rows).contains_key("id-22")), (0, true));
+    rows.enter(&container(23));
+    assert_eq!(rows.waiting(), 1);
+    rows.enter(&exited(&container(8), 900));
+    assert_eq!((rows.waiting(), all(&rows).contains_key("id-8")), (0, false), "whoever exits makes room at once");
 }
 
 #[test]
