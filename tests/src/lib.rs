@@ -31,6 +31,7 @@ pub mod silent_fs;
 pub mod bpf;
 pub mod child;
 pub mod net;
+pub mod plane;
 pub mod podman;
 pub mod probes;
 pub mod routes;

@@ -159,6 +159,11 @@ impl Plane {
         self.tables().texts(found, texts).filter(|_| !self.is_broken())
     }
 
+    /// The texts of one of [`Plane::rows`]; `None` where the row has changed since.
+    pub fn texts_of<'t>(&self, number: u32, row: &Row, texts: &'t mut TextBuffer) -> Option<Texts<'t>> {
+        self.tables().texts_of(number, row, texts).filter(|_| !self.is_broken())
+    }
+
     /// The row with this number as it is now; [`Answer::Unknown`] where it is free.
     pub fn row(&self, number: u32) -> Answer<Row> {
         self.unless_broken(self.tables().row(number))

@@ -37,6 +37,10 @@ pub(crate) const RUNTIMES: &[Package] = &[
     Package { name: "bubblewrap", shows: Shows::Program("bwrap") },
     Package { name: "systemd-container", shows: Shows::Program("systemd-nspawn") },
     Package { name: "lxc", shows: Shows::Program("lxc-start") },
+    // Readers of the plane in other languages.
+    Package { name: "gcc", shows: Shows::Program("cc") },
+    Package { name: "libc6-dev", shows: Shows::Program("/usr/include/stdio.h") },
+    Package { name: "python3", shows: Shows::Program("python3") },
 ];
 
 /// Booting other kernels.

@@ -70,7 +70,7 @@ static void answer_all(enum tracker_index index, uint64_t key, uint64_t when) {
     struct tracker_found found;
     uint32_t count = 0;
     uint32_t changed = 0;
-    tracker_walk(&walk, &plane, index, key, when);
+    tracker_walk_begin(&walk, &plane, index, key, when);
     printf("{\"containers\":[");
     while (tracker_walk_next(&walk, &found)) {
         if (!tracker_read(&plane, &found, &container)) {

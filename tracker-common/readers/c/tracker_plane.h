@@ -506,8 +506,8 @@ static inline int tracker_walk_any_(struct tracker_walk *walk, struct tracker_fo
 }
 
 /* Begins to look for all who have a number at a time (TRACKER_NOW, or ns of CLOCK_BOOTTIME). */
-static inline void tracker_walk(struct tracker_walk *walk, const struct tracker_plane *plane, enum tracker_index index,
-                                uint64_t key, uint64_t when) {
+static inline void tracker_walk_begin(struct tracker_walk *walk, const struct tracker_plane *plane,
+                                      enum tracker_index index, uint64_t key, uint64_t when) {
     uint64_t host = 0;
     if (index == TRACKER_MNTNS)
         host = TRACKER_HALF(plane, host_mntns);
@@ -547,11 +547,11 @@ static inline int tracker_walk_next(struct tracker_walk *walk, struct tracker_fo
     return 0;
 }
 
-/* Which container a mount ns or init pid belongs to. For net ns and cgroups, which may be shared: tracker_walk. */
+/* Which container a mount ns or init pid belongs to. For net ns and cgroups, which may be shared: tracker_walk_begin. */
 static inline enum tracker_answer tracker_find(const struct tracker_plane *plane, enum tracker_index index, uint64_t key,
                                                uint64_t when, struct tracker_found *found) {
     struct tracker_walk walk;
-    tracker_walk(&walk, plane, index, key, when);
+    tracker_walk_begin(&walk, plane, index, key, when);
     if (walk.is_host)
         return TRACKER_HOST;
     const int is_found = tracker_walk_any_(&walk, found);

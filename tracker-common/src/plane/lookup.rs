@@ -449,8 +449,14 @@ impl<'a, W: Word> Tables<'a, W> {
     /// Copies the texts of a row, if it is still as it was found; `None` where it is not, or where its texts are broken:
     /// look it up again.
     pub fn texts<'t>(&self, found: &Found, buffer: &'t mut TextBuffer) -> Option<(Row, Texts<'t>)> {
-        let row = self.copy_texts(found, buffer)?;
-        Some((row, buffer.cut(&row)?))
+        let row = self.whole(found)?;
+        Some((row, self.texts_of(found.number, &row, buffer)?))
+    }
+
+    /// The texts of a row that was read whole, if it is still as it was.
+    pub fn texts_of<'t>(&self, number: u32, row: &Row, buffer: &'t mut TextBuffer) -> Option<Texts<'t>> {
+        self.copy_texts(number, row, buffer)?;
+        buffer.cut(row)
     }
 
     /// Looks up, and copies the whole row and the texts of what it finds: all of one moment.
@@ -466,7 +472,8 @@ impl<'a, W: Word> Tables<'a, W> {
                 Answer::Container(found) => found,
                 other => return other.map(|_| unreachable!("the container is in the arm above")),
             };
-            if let Some(row) = self.copy_texts(&found, buffer) {
+            let row = self.whole(&found).filter(|row| self.copy_texts(found.number, row, buffer).is_some());
+            if let Some(row) = row {
                 return buffer.cut(&row).map_or(Answer::Busy, |texts| Answer::Container((row, texts)));
             }
             W::pause();
@@ -553,12 +560,11 @@ impl<'a, W: Word> Tables<'a, W> {
     }
 
     /// `None` where the row has changed since, or where its texts are nowhere that texts may be.
-    fn copy_texts(&self, found: &Found, buffer: &mut TextBuffer) -> Option<Row> {
-        let row = self.whole(found)?;
+    fn copy_texts(&self, number: u32, row: &Row, buffer: &mut TextBuffer) -> Option<()> {
         let len = row.text_lens().iter().map(|len| usize::from(*len)).sum();
-        word::copy_bytes(self.text_words(found.number, &row, len)?, 0, &mut buffer.0[..len]);
-        let lock = self.row_words(found.number)?.first()?;
-        word::end_read(lock, found.lock).then_some(row)
+        word::copy_bytes(self.text_words(number, row, len)?, 0, &mut buffer.0[..len]);
+        let lock = self.row_words(number)?.first()?;
+        word::end_read(lock, row.lock).then_some(())
     }
 
     /// Where the texts of a row are, if that is a place where texts may be.

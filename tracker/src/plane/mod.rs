@@ -36,6 +36,7 @@ mod rows;
 mod table;
 
 #[cfg(test)]
+#[path = "tests/readers.rs"]
 mod readers;
 pub mod selection;
 
