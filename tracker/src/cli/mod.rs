@@ -1,6 +1,7 @@
 //! The command line: one file per command. Each asks the running tracker through its debug socket and prints; `run`,
-//! `doctor` and `completions` need none.
+//! `doctor`, `cleanup` and `completions` need none.
 
+mod cleanup;
 mod columns;
 mod completions;
 mod demo;
@@ -62,6 +63,7 @@ enum Command {
     Dump(dump::Dump),
     Filter(filter::FilterCommand),
     Doctor(doctor::Doctor),
+    Cleanup(cleanup::Cleanup),
     Demo(demo::Demo),
     Completions(completions::Completions),
 }
@@ -85,6 +87,7 @@ fn dispatch(arguments: Arguments, out: &mut impl Write) -> Result<(), Failure> {
     match command {
         Command::Run(run) => run::run(run, socket),
         Command::Doctor(doctor) => doctor::run(&doctor, socket, out),
+        Command::Cleanup(cleanup) => cleanup::run(&cleanup, out),
         Command::Demo(demo) => demo::run(&demo, out),
         Command::Completions(completions) => completions::run(&completions, out),
         command => {
@@ -117,7 +120,7 @@ async fn ask(command: Command, client: &Client, out: &mut impl Write) -> Result<
         Command::Select(select) => select::run(select, client, out).await,
         Command::Dump(dump) => dump::run(dump, client, out).await,
         Command::Filter(filter) => filter::run(filter, client, out).await,
-        Command::Run(_) | Command::Doctor(_) | Command::Demo(_) | Command::Completions(_) => {
+        Command::Run(_) | Command::Doctor(_) | Command::Cleanup(_) | Command::Demo(_) | Command::Completions(_) => {
             unreachable!("these need no running tracker and were done before")
         }
     }

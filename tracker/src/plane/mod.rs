@@ -29,6 +29,8 @@ pub mod config;
 
 pub mod pins;
 
+pub mod cleanup;
+
 mod file;
 mod image;
 mod mirror;

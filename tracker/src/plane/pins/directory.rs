@@ -98,30 +98,32 @@ impl Directory {
     pub(crate) fn remove(&self, name: &str) -> io::Result<usize> {
         Ok(clear(&self.path.join(name))?.len())
     }
-
-    /// Removes every pin of ours, and the directory if nothing else is in it.
-    pub(crate) fn remove_all(self) -> io::Result<Removed> {
-        let mut removed = Removed::default();
-        for entry in fs::read_dir(&self.path)? {
-            let entry = entry?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            if !NAMES.contains(&name.strip_prefix(NEW).unwrap_or(&name)) {
-                removed.left.push(entry.path());
-            } else if entry.file_type()?.is_dir() {
-                removed.pins.extend(clear(&entry.path())?);
-            } else {
-                fs::remove_file(entry.path())?;
-                removed.pins.push(entry.path());
-            }
-        }
-        if removed.left.is_empty() {
-            fs::remove_dir(&self.path)?;
-        }
-        Ok(removed)
-    }
 }
 
-/// What [`Directory::remove_all`] did.
+/// Removes every pin of ours below a directory, and that directory if nothing else is in it. What is in the directory has
+/// been looked at, by taking its lock or trying to.
+pub(crate) fn remove_pins(path: &Path) -> io::Result<Removed> {
+    let mut removed = Removed::default();
+    for entry in fs::read_dir(path)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !NAMES.contains(&name.strip_prefix(NEW).unwrap_or(&name)) {
+            removed.left.push(entry.path());
+        } else if entry.file_type()?.is_dir() {
+            removed.pins.extend(clear(&entry.path())?);
+        } else {
+            fs::remove_file(entry.path())?;
+            removed.pins.push(entry.path());
+        }
+    }
+    removed.pins.sort();
+    if removed.left.is_empty() {
+        fs::remove_dir(path)?;
+    }
+    Ok(removed)
+}
+
+/// What `remove_pins` did.
 #[derive(Debug, Default)]
 pub struct Removed {
     /// Pins that are gone.

@@ -38,7 +38,7 @@ mod mapping;
 mod shape;
 
 pub use directory::{Directory, Removed};
-pub(crate) use directory::{LINKS, OWN, SELECTIONS};
+pub(crate) use directory::{LINKS, OWN, SELECTIONS, remove_pins};
 pub(crate) use mapping::Mapping;
 pub(crate) use shape::{Place, Shape};
 
