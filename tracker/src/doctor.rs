@@ -5,6 +5,7 @@
 
 mod host;
 mod kernel;
+mod plane;
 mod runtimes;
 
 use serde::Serialize;
@@ -74,6 +75,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     let mut checks = host::checks();
     checks.extend(kernel::checks());
     checks.extend(runtimes::checks(config));
+    checks.push(plane::check(&config.plane));
     checks.push(runtimes::tracker(&config.server.socket));
     checks
 }
