@@ -25,6 +25,11 @@ enum What {
         /// Net namespaces, then changes
         numbers: Vec<u32>,
     },
+    /// The plane: look-ups from another process beside `bpf()` and the debug socket, what a change costs; needs root
+    Plane {
+        /// Containers, then changes
+        numbers: Vec<u32>,
+    },
     /// Containers come and go at the machine's maximum rate, with and without the tracker; needs root and the runtimes
     Churn {
         /// Handed to the bench: `--scale 0.01` for a quick run, `--help` for all
@@ -68,10 +73,11 @@ impl Bench {
 
 impl What {
     /// Each at its full scale, the shortest first.
-    fn all() -> [What; 7] {
+    fn all() -> [What; 8] {
         [
             What::Micro { filter: None },
             What::Exec { spawns: None },
+            What::Plane { numbers: Vec::new() },
             What::Routes { numbers: Vec::new() },
             What::Barrier { rounds: None },
             What::Idle { numbers: Vec::new() },
@@ -95,6 +101,7 @@ impl What {
                 succeed(cargo(runner).args(["bench", "--package", "tracker", "--bench", "routes"]))?;
                 program("bench_routes", &words(numbers))
             }
+            What::Plane { numbers } => program("bench_plane", &words(numbers)),
             What::Exec { spawns } => program("bench_exec", &words(spawns)),
             What::Barrier { rounds } => {
                 packages::ensure(packages::RUNTIMES)?;
