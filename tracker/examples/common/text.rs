@@ -1,4 +1,4 @@
-//! One line for each exec: columns for people, JSON for programs.
+//! Lines: columns for people, JSON for programs.
 //!
 //! Names of containers, tasks and files are whatever somebody chose. In the table nothing of them can move the cursor,
 //! break the line or turn the direction of text.
@@ -12,7 +12,7 @@ use serde::{Serialize, Serializer};
 use tracker::container::{Grade, Kind, State};
 use tracker::{BootTime, Enrichment, Verdict};
 
-use crate::event::Exec;
+use super::head::Head;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -22,27 +22,25 @@ pub(crate) enum Format {
     Json,
 }
 
-/// What a line tells. Borrowed: nothing is copied before it is written.
+/// Where an event happened. Borrowed: nothing is copied before it is written.
 #[derive(Serialize)]
-struct Line<'a> {
+pub(crate) struct Where<'a> {
     #[serde(serialize_with = "as_text")]
-    time: Timestamp,
-    answer: &'static str,
+    pub(crate) time: Timestamp,
+    pub(crate) answer: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
-    container: Option<Name<'a>>,
+    pub(crate) container: Option<Name<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pod: Option<Pod<'a>>,
+    pub(crate) pod: Option<Pod<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    image: Option<&'a str>,
-    pid: u32,
-    mntns: u32,
-    cgroup: u64,
-    comm: &'a str,
-    filename: &'a str,
+    pub(crate) image: Option<&'a str>,
+    pub(crate) pid: u32,
+    pub(crate) mntns: u32,
+    pub(crate) cgroup: u64,
 }
 
 #[derive(Serialize)]
-struct Name<'a> {
+pub(crate) struct Name<'a> {
     id: &'a str,
     name: &'a str,
     kind: Kind,
@@ -52,28 +50,18 @@ struct Name<'a> {
 }
 
 #[derive(Serialize)]
-struct Pod<'a> {
+pub(crate) struct Pod<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     namespace: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     name: Option<&'a str>,
 }
 
-impl Format {
-    /// What comes before the first line.
-    pub(crate) fn head(self, out: &mut impl Write) -> io::Result<()> {
-        match self {
-            Format::Table => row(out, ["TIME", "CONTAINER", "POD", "IMAGE", "PID", "COMM"], "FILENAME"),
-            Format::Json => Ok(()),
-        }
-    }
-
-    /// One exec, and what is known about where it happened.
-    pub(crate) fn line(self, out: &mut impl Write, exec: &Exec, known: &Enrichment<'_>) -> io::Result<()> {
-        let since_epoch = BootTime(exec.time).to_unix().as_nanos();
+impl<'a> Where<'a> {
+    pub(crate) fn new(head: &Head, known: &Enrichment<'a>) -> Self {
+        let since_epoch = BootTime(head.time).to_unix().as_nanos();
         let time = i128::try_from(since_epoch).ok().and_then(|nanos| Timestamp::from_nanosecond(nanos).ok());
-        let (comm, filename) = (String::from_utf8_lossy(exec.comm()), String::from_utf8_lossy(exec.filename()));
-        let line = Line {
+        Where {
             time: time.unwrap_or_default(),
             answer: match known.verdict {
                 Verdict::Host => "host",
@@ -90,43 +78,53 @@ impl Format {
             }),
             pod: known.pod.map(|pod| Pod { namespace: pod.namespace.as_deref(), name: pod.name.as_deref() }),
             image: known.container.and_then(|container| container.image.as_ref()?.name.as_deref()),
-            pid: exec.pid,
-            mntns: exec.mntns,
-            cgroup: exec.cgroup,
-            comm: &comm,
-            filename: &filename,
-        };
-        match self {
-            Format::Table => line.row(out),
-            Format::Json => {
-                serde_json::to_writer(&mut *out, &line)?;
-                writeln!(out)
-            }
+            pid: head.pid,
+            mntns: head.mntns,
+            cgroup: head.cgroup,
         }
     }
-}
 
-impl Line<'_> {
-    fn row(&self, out: &mut impl Write) -> io::Result<()> {
+    /// The first cells of its line in a table.
+    pub(crate) fn cells(&self) -> [Cell<'_>; 4] {
         let container = self.container.as_ref().map_or(self.answer, |container| container.name);
         let pod = self.pod.as_ref().and_then(|pod| pod.name).unwrap_or("-");
-        let (time, pid) = (self.time.strftime("%H:%M:%S%.3f").to_string(), self.pid.to_string());
-        row(out, [&time, container, pod, self.image.unwrap_or("-"), &pid, self.comm], self.filename)
+        [
+            Cell(12, self.time.strftime("%H:%M:%S%.3f").to_string().into()),
+            Cell(20, container.into()),
+            Cell(20, pod.into()),
+            Cell(7, self.pid.to_string().into()),
+        ]
     }
+
+    /// Their names.
+    pub(crate) const CELLS: [Cell<'static>; 4] = [
+        Cell(12, std::borrow::Cow::Borrowed("TIME")),
+        Cell(20, std::borrow::Cow::Borrowed("CONTAINER")),
+        Cell(20, std::borrow::Cow::Borrowed("POD")),
+        Cell(7, std::borrow::Cow::Borrowed("PID")),
+    ];
 }
 
 fn as_text<S: Serializer>(time: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.collect_str(time)
 }
 
-/// Cells of a fixed width, longer text cut, so that the columns of a list without an end stay columns.
-fn row(out: &mut impl Write, cells: [&str; 6], last: &str) -> io::Result<()> {
-    const WIDTHS: [usize; 6] = [12, 20, 20, 24, 7, 15];
-    for (cell, width) in cells.into_iter().zip(WIDTHS) {
-        let text = Printable(cell).to_string();
+/// A cell of a fixed width: longer text is cut, so that the columns of a list without an end stay columns.
+pub(crate) struct Cell<'a>(pub(crate) usize, pub(crate) std::borrow::Cow<'a, str>);
+
+/// One line of a table; its last text is as long as it is.
+pub(crate) fn row<'a>(out: &mut dyn Write, cells: impl IntoIterator<Item = Cell<'a>>, last: &str) -> io::Result<()> {
+    for Cell(width, cell) in cells {
+        let text = Printable(&cell).to_string();
         write!(out, "{text:<width$.width$} ")?;
     }
     writeln!(out, "{}", Printable(last))
+}
+
+/// One line of JSON.
+pub(crate) fn json(out: &mut dyn Write, line: &impl Serialize) -> io::Result<()> {
+    serde_json::to_writer(&mut *out, line)?;
+    writeln!(out)
 }
 
 /// Text in which what a terminal would obey or hide is spelt out.
@@ -157,9 +155,8 @@ mod tests {
     #[test]
     fn cells_keep_their_width() {
         let mut out = Vec::new();
-        row(&mut out, ["12:00:00.000", "a-name-that-is-too-long-for-it", "-", "-", "7", "sh"], "/bin/sh").unwrap();
-        let line = String::from_utf8(out).unwrap();
-        assert!(line.starts_with("12:00:00.000 a-name-that-is-too-l - "), "{line}");
-        assert!(line.ends_with("sh              /bin/sh\n"), "{line}");
+        let cells = [Cell(4, "12:00".into()), Cell(5, "a-name-that-is-too-long".into()), Cell(3, "7".into())];
+        row(&mut out, cells, "/bin/sh").unwrap();
+        assert_eq!(String::from_utf8(out).unwrap(), "12:0 a-nam 7   /bin/sh\n");
     }
 }
