@@ -340,7 +340,10 @@ fn open_pins(config: &Config, max_namespaces: u32, stats: &Stats) -> Option<Pins
 
 /// A table that nobody else sees.
 fn private_table(geometry: Geometry, host: HostNumbers) -> Table<Memory> {
-    let words = (0..geometry.file_len / WORD_LEN).map(|_| AtomicU64::new(0)).collect();
+    // Pages that the kernel gives out as they are used.
+    let words = vec![0_u64; geometry.file_len / WORD_LEN].into_boxed_slice();
+    // SAFETY: nobody else has the words, and an `AtomicU64` is one `u64` in memory.
+    let words = unsafe { Box::from_raw(Box::into_raw(words) as *mut [AtomicU64]) };
     Table::create(Memory::Private(words), geometry.capacity, [0; 16], host)
 }
 
