@@ -21,6 +21,7 @@ use tracker_common::reader::When;
 use tracker_tests::daemon::Daemon;
 use tracker_tests::house::{House, PATIENT};
 use tracker_tests::plane::{Question, Reader, STRICT, build_c, python_reader, readers};
+use tracker_tests::process::Process;
 use tracker_tests::runc::Kind;
 use tracker_tests::wait::{PATIENCE, eventually};
 use tracker_tests::{kernel, require, requirement};
@@ -379,5 +380,47 @@ fn the_header_compiles_without_a_warning_for_everybody() -> Result<()> {
         fs::write(&source, text.replace("#define _GNU_SOURCE\n", ""))?;
         compile("c++", &["-std=c++11", "-Wall", "-Wextra", "-Wshadow", "-Werror"], &source)?;
     }
+    Ok(())
+}
+
+#[test]
+fn a_tracer_in_c_that_knows_the_plane_alone_tells_whose_exec_it_was() -> Result<()> {
+    require!(Kind::Runc.requirement(), requirement::tracker(), kernel::btf(), kernel::permission_events());
+    require!(requirement::program("cc"));
+    let house = House::new(Kind::Runc)?;
+    let mut daemon = Daemon::start(&house.config(PATIENT, ""))?;
+    let program = house.path("execwho");
+    build_c("execwho.c", &program)?;
+    let said = house.path("execwho.log");
+    let mut tracer = Process::start(Command::new(&program).arg("--plane").arg(daemon.plane()), &said)?;
+    let line = |what: &str, wanted: &[&str]| {
+        eventually(what, || {
+            let text = fs::read_to_string(&said).ok()?;
+            text.lines().find(|line| wanted.iter().all(|word| line.contains(word))).map(str::to_owned)
+        })
+    };
+    line("it listens", &["listening; the plane is fresh"]);
+    // Each turn executes a program.
+    let turns = ["sh", "-c", "while :; do /bin/busybox sleep 0.2; done"];
+    let run = |id: &str| -> Result<_> {
+        let container = house.runtime().create(&house.bundle_with(id, &turns, |_| ())?, id)?;
+        container.start()?;
+        Ok(container)
+    };
+    let _first = run("execwho-first")?;
+    line("a container's exec", &["\tcontainer\texecwho-first\t"]);
+    let mut own = Command::new("sleep").arg("5").spawn()?;
+    let pid = format!("\t{}\t", own.id());
+    line("the host's own exec", &[&pid, "\thost"]);
+    own.kill()?;
+    own.wait()?;
+
+    // A new tracker is nothing to it.
+    daemon.restart()?;
+    let _second = run("execwho-second")?;
+    line("an exec after a restart", &["\tcontainer\texecwho-second\t"]);
+    let text = fs::read_to_string(&said)?;
+    assert!(text.lines().all(|line| line.split('\t').nth(3) != Some("busy")), "{text}");
+    assert!(tracer.ended()?.is_none(), "it goes on: {text}");
     Ok(())
 }
