@@ -20,6 +20,7 @@ pub mod containerd;
 pub mod daemon;
 pub mod demo;
 pub mod docker;
+pub mod example;
 pub mod house;
 pub mod image;
 pub mod kubelet;

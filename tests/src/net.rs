@@ -107,8 +107,67 @@ pub fn subnets(block: u32) -> ([String; 2], String) {
     ([v4(0), v4(1)], format!("fd{block:02x}:{:x}:{:x}::/64", pid >> 16, pid % 65_536))
 }
 
-fn run(command: &mut Command) -> Result<Output> {
+/// Runs a command to its end; its complaint as the error.
+pub fn run(command: &mut Command) -> Result<Output> {
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
     ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
     Ok(output)
+}
+
+/// A bridge in the host's net ns, with a subnet that nobody else has (198.18.0.0/15 is for benchmarks).
+#[derive(Debug)]
+pub struct Bridge {
+    /// Its name.
+    pub name: String,
+    subnet: u8,
+}
+
+impl Bridge {
+    /// The bridge of 198.18.`subnet`.0/24, with the address .1.
+    pub fn new(subnet: u8) -> Result<Bridge> {
+        let bridge = Bridge { name: format!("trk{}b{subnet}", std::process::id() % 100_000), subnet };
+        host(&format!("link add {} type bridge", bridge.name))?;
+        host(&format!("addr add 198.18.{subnet}.1/24 dev {}", bridge.name))?;
+        host(&format!("link set {} up", bridge.name))?;
+        Ok(bridge)
+    }
+
+    /// Connects the net ns of a process, as a bridge plugin does: with the address .2. Returns the host's end of the veth.
+    pub fn connect(&self, pid: u32) -> Result<String> {
+        let (end, subnet) = (format!("trk{}v{}", std::process::id() % 100_000, self.subnet), self.subnet);
+        host(&format!("link add {end} type veth peer name eth0 netns {pid}"))?;
+        host(&format!("link set {end} master {} up", self.name))?;
+        let inside = |arguments: &str| {
+            let pid = pid.to_string();
+            let mut command = Command::new("nsenter");
+            command.args(["-t", &pid, "-n", "ip"]).args(arguments.split_whitespace());
+            run(&mut command)
+        };
+        inside("link set lo up")?;
+        inside("link set eth0 up")?;
+        inside(&format!("addr add 198.18.{subnet}.2/24 dev eth0"))?;
+        inside(&format!("route add default via 198.18.{subnet}.1"))?;
+        Ok(end)
+    }
+}
+
+impl Drop for Bridge {
+    fn drop(&mut self) {
+        let _ = host(&format!("link del {}", self.name));
+    }
+}
+
+/// Runs `ip` on the host, its arguments separated by blanks.
+pub fn host(arguments: &str) -> Result<()> {
+    run(Command::new("ip").args(arguments.split_whitespace())).map(drop)
+}
+
+/// What `ip route get` says on the host; `None` where that is an error.
+pub fn host_route(arguments: &str) -> Result<Option<Value>> {
+    let output = Command::new("ip").args(["-j", "route", "get"]).args(arguments.split_whitespace()).output()?;
+    if !output.status.success() {
+        return Ok(None);
+    }
+    let answers: Value = serde_json::from_slice(&output.stdout).context("understand `ip -j route get`")?;
+    Ok(Some(answers[0].clone()))
 }

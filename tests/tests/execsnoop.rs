@@ -7,68 +7,20 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use tracker_tests::bundle::{Bundle, RootFs};
+use tracker_tests::example::{Example, config};
 use tracker_tests::kernel::is_alive;
-use tracker_tests::process::{Process, copy_program};
+use tracker_tests::process::copy_program;
 use tracker_tests::runc::{Container, Kind as Oci, Runtime};
-use tracker_tests::wait::{PATIENCE, eventually};
+use tracker_tests::wait::eventually;
 use tracker_tests::{require, requirement};
 
 /// How many are made by `create` and `start`, which is held, and by `run`, which nothing can hold.
 fn counts() -> (usize, usize) {
     // In an emulated machine each takes seconds, and what there is to show is that the probe works on its kernel.
     if std::env::var_os("TRACKER_TESTS_IN_MACHINE").is_some() { (3, 1) } else { (20, 5) }
-}
-
-/// A running `execsnoop` with a tracker of its own inside.
-struct Execsnoop {
-    process: Process,
-    directory: TempDir,
-}
-
-impl Execsnoop {
-    /// Starts it and waits until it watches.
-    fn start(config: &str, options: &[&str]) -> Result<Execsnoop> {
-        let program = requirement::example("execsnoop").map_err(anyhow::Error::msg)?;
-        let directory = TempDir::new()?;
-        let (file, log) = (directory.path().join("config.toml"), directory.path().join("log"));
-        fs::write(&file, config)?;
-        let process = Process::start(Command::new(program).arg("--config").arg(&file).args(options), &log)?;
-        let mut execsnoop = Execsnoop { process, directory };
-        eventually("execsnoop watches", || {
-            assert!(execsnoop.process.ended().is_ok_and(|ended| ended.is_none()), "{}", execsnoop.said());
-            execsnoop.said().contains("execsnoop: watching").then_some(())
-        });
-        Ok(execsnoop)
-    }
-
-    /// All that it has printed.
-    fn said(&self) -> String {
-        fs::read_to_string(self.directory.path().join("log")).unwrap_or_default()
-    }
-
-    /// Ends it as a person does; what happened before is printed by then.
-    fn stop(mut self) -> Result<String> {
-        self.process.signal(Signal::SIGINT)?;
-        let status = self.process.wait(PATIENCE)?;
-        let said = self.said();
-        assert!(status.success(), "{status}: {said}");
-        assert!(said.contains(" 0 lost"), "{said}");
-        Ok(said)
-    }
-}
-
-/// A tracker that knows of one runtime, and can learn a container's name from nothing but its start.
-fn config(runtime: &Runtime) -> String {
-    // The budget is for a machine that does other things as well.
-    format!(
-        "[barrier]\nruntimes = [{:?}]\nknown-paths = false\nlearn = false\nbudget-ms = 5000\n\
-         [proc]\nusual-roots = false\n[containerd]\nenabled = false\n",
-        runtime.program()
-    )
 }
 
 /// The mount ns of a process that lives.
@@ -94,7 +46,7 @@ fn the_first_exec_of_every_container_names_it() -> Result<()> {
     require!(Oci::Runc.requirement(), requirement::example("execsnoop"));
     let temp = TempDir::new()?;
     let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(Oci::Runc, temp.path())?);
-    let execsnoop = Execsnoop::start(&config(&runtime), &["-o", "json"])?;
+    let execsnoop = Example::start("execsnoop", &config(&runtime), &["-o", "json"])?;
 
     let ((held, run), mut truth) = (counts(), Truth::default());
     for number in 0..held {
@@ -161,7 +113,7 @@ fn a_selection_shows_exactly_the_selected_containers_from_their_first_exec_on() 
     let temp = TempDir::new()?;
     let (root, runtime) = (RootFs::create(temp.path())?, Runtime::copy(Oci::Runc, temp.path())?);
     let options = ["-o", "json", "--stats", "--select", "id in (picked-*,chosen-*)"];
-    let execsnoop = Execsnoop::start(&config(&runtime), &options)?;
+    let execsnoop = Example::start("execsnoop", &config(&runtime), &options)?;
     let (held, _) = counts();
     let mut truth = HashMap::new();
     for number in 0..2 * held {
@@ -214,7 +166,7 @@ fn nothing_in_a_name_reaches_the_terminal() -> Result<()> {
     let temp = TempDir::new()?;
     let hostile = temp.path().join("a\n\x1b[2J\u{202e}b");
     copy_program(&requirement::program("busybox").map_err(anyhow::Error::msg)?, &hostile)?;
-    let execsnoop = Execsnoop::start("[barrier]\nenabled = false\n", &[])?;
+    let execsnoop = Example::start("execsnoop", "[barrier]\nenabled = false\n", &[])?;
     let pid = execute(&hostile)?;
     let said = execsnoop.stop()?;
     let line = said.lines().find(|line| line.split_whitespace().any(|word| word == pid.to_string()));

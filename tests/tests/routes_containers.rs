@@ -2,76 +2,17 @@
 //! `ip route get` says it in both.
 
 use std::net::IpAddr;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::Result;
 use serde_json::Value;
 use tracker_tests::daemon::Daemon;
 use tracker_tests::house::{House, PATIENT};
+use tracker_tests::net::{Bridge, host, host_route, run};
 use tracker_tests::require;
 use tracker_tests::requirement::{program, root};
 use tracker_tests::runc::Kind;
 use tracker_tests::wait::eventually;
-
-/// A bridge in the host's net ns, with a subnet that nobody else has (198.18.0.0/15 is for benchmarks).
-struct Bridge {
-    name: String,
-    subnet: u8,
-}
-
-impl Bridge {
-    fn new(subnet: u8) -> Result<Bridge> {
-        let bridge = Bridge { name: format!("trk{}b{subnet}", std::process::id() % 100_000), subnet };
-        host(&format!("link add {} type bridge", bridge.name))?;
-        host(&format!("addr add 198.18.{subnet}.1/24 dev {}", bridge.name))?;
-        host(&format!("link set {} up", bridge.name))?;
-        Ok(bridge)
-    }
-
-    /// Connects the net ns of a process, as a bridge plugin does.
-    fn connect(&self, pid: u32) -> Result<String> {
-        let (end, subnet) = (format!("trk{}v{}", std::process::id() % 100_000, self.subnet), self.subnet);
-        host(&format!("link add {end} type veth peer name eth0 netns {pid}"))?;
-        host(&format!("link set {end} master {} up", self.name))?;
-        let inside = |arguments: &str| {
-            let pid = pid.to_string();
-            let mut command = Command::new("nsenter");
-            command.args(["-t", &pid, "-n", "ip"]).args(arguments.split_whitespace());
-            succeed(&mut command)
-        };
-        inside("link set lo up")?;
-        inside("link set eth0 up")?;
-        inside(&format!("addr add 198.18.{subnet}.2/24 dev eth0"))?;
-        inside(&format!("route add default via 198.18.{subnet}.1"))?;
-        Ok(end)
-    }
-}
-
-impl Drop for Bridge {
-    fn drop(&mut self) {
-        let _ = host(&format!("link del {}", self.name));
-    }
-}
-
-fn host(arguments: &str) -> Result<()> {
-    succeed(Command::new("ip").args(arguments.split_whitespace())).map(drop)
-}
-
-fn succeed(command: &mut Command) -> Result<String> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("start {command:?}"))?;
-    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr).trim_end());
-    Ok(String::from_utf8(output.stdout)?)
-}
-
-/// What `ip route get` says on the host; `None` where that is an error.
-fn oracle(arguments: &str) -> Result<Option<Value>> {
-    let output = Command::new("ip").args(["-j", "route", "get"]).args(arguments.split_whitespace()).output()?;
-    if !output.status.success() {
-        return Ok(None);
-    }
-    let answers: Value = serde_json::from_slice(&output.stdout).context("understand `ip -j route get`")?;
-    Ok(Some(answers[0].clone()))
-}
 
 #[test]
 fn a_container_on_a_bridge_has_its_own_hop_and_the_hosts() -> Result<()> {
@@ -90,7 +31,7 @@ fn a_container_on_a_bridge_has_its_own_hop_and_the_hosts() -> Result<()> {
     assert_eq!((&first["source"], &first["subnet"]["cidr"]), (&"198.18.71.2".into(), &"198.18.71.0/24".into()));
     let second = &answer["hops"][1];
     assert_eq!(second["input"]["name"], bridge.name.as_str(), "{answer:#}");
-    let said = oracle(&format!("8.8.8.8 from 198.18.71.2 iif {}", bridge.name))?;
+    let said = host_route(&format!("8.8.8.8 from 198.18.71.2 iif {}", bridge.name))?;
     match said {
         Some(said) => {
             assert_eq!(second["interface"]["name"], said["dev"], "{answer:#} {said:#}");
@@ -166,7 +107,7 @@ fn watching_prints_each_change() -> Result<()> {
     eventually("the first answer", || (lines().len() == 1).then_some(()));
     assert!(lines()[0]["hops"][0]["gateway"].is_null(), "it is on the link: {:#}", lines()[0]);
     let pid = container.pid().to_string();
-    succeed(Command::new("nsenter").args([
+    run(Command::new("nsenter").args([
         "-t",
         &pid,
         "-n",
