@@ -9,12 +9,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 const MAP_LOOKUP: libc::c_int = 1;
 const MAP_UPDATE: libc::c_int = 2;
+const OBJECT_PIN: libc::c_int = 6;
 const OBJECT_GET: libc::c_int = 7;
 
 /// A pinned map, opened.
 pub struct Pinned(OwnedFd);
 
-/// `union bpf_attr` for `BPF_OBJ_GET`.
+/// `union bpf_attr` for `BPF_OBJ_PIN` and `BPF_OBJ_GET`.
 #[repr(C)]
 struct Get {
     path: u64,
@@ -40,6 +41,13 @@ impl Pinned {
         let fd = call(OBJECT_GET, &mut attributes)?;
         // SAFETY: the kernel has just put this fd into our table for us.
         Ok(Pinned(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Pins it under another name, too.
+    pub fn pin(&self, path: &Path) -> io::Result<()> {
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let fd = self.0.as_raw_fd() as u32;
+        call(OBJECT_PIN, &mut Get { path: path.as_ptr() as u64, fd, flags: 0 }).map(drop)
     }
 
     /// The value under a key.

@@ -181,15 +181,16 @@ fn without_keep_what_came_and_went_is_counted_as_far_as_the_kernel_tells() -> Re
 fn probes_that_nobody_comes_back_to_stop() -> Result<()> {
     require!(requirement::root(), machine::btf());
     let directory = PinDirectory::new();
-    let (config, kernel) = (config(directory.path(), Some(2)), kernel::Config::default());
+    let (config, kernel) = (config(directory.path(), Some(5)), kernel::Config::default());
     let first = Owner::start(&config, &kernel)?;
     first.pins.heartbeat(BootTime::now());
     drop(first);
     let in_time = live(3)?;
     // The time that they go on for has to pass.
-    std::thread::sleep(Duration::from_millis(2_200));
+    std::thread::sleep(Duration::from_millis(5_200));
     let too_late = live(3)?;
     let second = Owner::start(&config, &kernel)?;
+    second.pins.heartbeat(BootTime::now());
     let after = live(3)?;
     mark(&second.probes)?;
     assert_eq!(second.lives(&in_time), (3, 3));

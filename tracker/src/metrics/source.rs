@@ -40,6 +40,10 @@ fn probes(families: &mut Families, stats: &kernel::Stats) {
     families.counter("probe_paths_cut", "Cgroup records whose path was cut", read(&stats.cut_paths));
     let help = "Births of processes in namespaces that a scan had found already";
     families.counter("probe_births_superseded", help, read(&stats.superseded));
+    let help = "For how long nobody watched before this start: since the former tracker's last sign of life";
+    families.gauge("probe_unwatched_seconds", help, read(&stats.unwatched_ms) as f64 / 1e3);
+    let help = "Mount namespaces that came and went meanwhile, as far as their ids tell (up to Linux 6.17)";
+    families.counter("probe_unseen_namespaces", help, read(&stats.unseen));
     families.counter("probe_wakes", "Times that the thread that reads the probes woke", read(&stats.wakes));
 }
 

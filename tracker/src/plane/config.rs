@@ -23,7 +23,7 @@ pub struct Config {
     pub pins: PathBuf,
     /// Whether the probes go on recording while no tracker runs.
     pub keep: bool,
-    /// For how long they do, without a sign of life from a tracker.
+    /// For how long they do, without a sign of life from a tracker, which gives one each second; at least 5.
     pub keep_for_seconds: u64,
 }
 
@@ -45,6 +45,11 @@ impl Config {
     /// The number of rows, within its limits.
     pub(crate) fn rows(&self) -> usize {
         (self.capacity as usize).clamp(16, Geometry::MAX_CAPACITY)
+    }
+
+    /// How long the probes go on without a sign of life, in nanoseconds; 0 where they end with the tracker.
+    pub(crate) fn keep_ns(&self) -> u64 {
+        if self.keep { self.keep_for_seconds.max(5).saturating_mul(1_000_000_000) } else { 0 }
     }
 
     pub(crate) fn is_enabled(&self) -> bool {

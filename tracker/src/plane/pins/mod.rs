@@ -231,7 +231,7 @@ impl Pins {
         }
         // From here on whoever opens the pins finds an owner that is alive.
         let since = BootTime::now().0;
-        let keep_ns = if config.keep { config.keep_for_seconds.saturating_mul(1_000_000_000) } else { 0 };
+        let keep_ns = config.keep_ns();
         for (place, value) in [
             (offset_of!(Owner, heartbeat), since),
             (offset_of!(Owner, keep_ns), keep_ns),
