@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 
 use anyhow::{Context, Result, ensure};
 use tracker_common::plane::{Geometry, Row};
-use tracker_common::reader::{Plane, TextBuffer};
+use tracker_common::reader::{Answer, Plane, TextBuffer, When};
 
 use owner::Owner;
 
@@ -77,11 +77,11 @@ fn outlived(owner: &Owner, changes: u32) -> Result<()> {
     let mut texts = TextBuffer::new();
     let (mut right, mut cut, mut wrong) = (0, 0, 0);
     for (mntns, name) in truth {
-        match plane.by_mntns_with_texts(mntns, tracker_common::reader::When::Now, &mut texts) {
-            tracker_common::reader::Answer::Container((row, texts)) if row.flags & Row::TRUNCATED == 0 => {
+        match plane.by_mntns_with_texts(mntns, When::Now, &mut texts) {
+            Answer::Container((row, texts)) if row.flags & Row::TRUNCATED == 0 => {
                 *(if texts.name == name { &mut right } else { &mut wrong }) += 1;
             }
-            tracker_common::reader::Answer::Container((_, texts)) if name.starts_with(&*texts.name) => cut += 1,
+            Answer::Container((_, texts)) if name.starts_with(texts.name) => cut += 1,
             _ => wrong += 1,
         }
     }
