@@ -7,7 +7,7 @@
 //! | component | one part as its peers see it: the debug socket, and containerd's source against a stand-in that speaks the real protocol | modules `component_tests`, next to the code |
 //! | privileged | the real kernel and real runtimes | everything else in `tests/tests/` |
 //! | ebpf | the committed objects are what the source says | `tracker-ebpf/` |
-//! | vm | `tests/tests/kernel_*.rs`, `barrier_held.rs` and `execsnoop.rs` on older kernels, cgroup v2 only | [`crate::vm`] |
+//! | vm | `tests/tests/kernel_*.rs`, `barrier_held.rs`, `execsnoop.rs` and `tcpconnect.rs` on older kernels, cgroup v2 only | [`crate::vm`] |
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

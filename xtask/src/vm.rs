@@ -24,10 +24,10 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const MACHINE_SECONDS: u32 = 1_200;
 
 /// Test programs whose names begin so run in the machines, too. Of the barrier's, those that show that the kernel asks
-/// and is answered; hundreds of starts at once would take minutes here and show nothing else. The example has a probe of
-/// its own. Of routes, those about what kernels say and announce.
+/// and is answered; hundreds of starts at once would take minutes here and show nothing else. The examples have
+/// probes of their own, and what selects is a map that those look up. Of routes, those about what kernels say and announce.
 const PREFIXES: &[&str] =
-    &["kernel_", "barrier_held", "execsnoop", "routes_cache", "routes_hops", "routes_oracle", CGROUPS];
+    &["kernel_", "barrier_held", "execsnoop", "tcpconnect", "routes_cache", "routes_hops", "routes_oracle", CGROUPS];
 
 /// The test programs that run where there is only cgroup v1, too.
 const CGROUPS: &str = "cgroup_";
@@ -100,7 +100,9 @@ fn initramfs(directory: &Path, kernels: &[kernels::Kernel], built: &Built, track
         install(helper, &root.join(helper.strip_prefix("/").unwrap_or(helper)))?;
     }
     install(tracker, &root.join("bin/tracker"))?;
-    install(&tracker.with_file_name("examples").join("execsnoop"), &root.join("bin/examples/execsnoop"))?;
+    for example in ["execsnoop", "tcpconnect"] {
+        install(&tracker.with_file_name("examples").join(example), &root.join("bin/examples").join(example))?;
+    }
     // The oracle of routes: busybox has an `ip`, too, which knows little.
     fs::remove_file(root.join("bin/ip")).context("remove busybox's `ip`")?;
     for name in ["runc", "crun", "ip"] {
