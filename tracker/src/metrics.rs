@@ -92,6 +92,19 @@ fn writer(families: &mut Families, figures: Figures) {
     }
     let backlogs = backlogs.into_iter().map(|(feed, backlog)| (vec![("feed", feed)], backlog));
     families.gauges("feed_backlog", "Items that wait for a feed's subscriber", backlogs);
+    // As above.
+    let mut selections: BTreeMap<String, [f64; 2]> = BTreeMap::new();
+    for (name, figures) in figures.selections {
+        let [containers, missing] = selections.entry(name.to_string()).or_default();
+        *containers += figures.containers as f64;
+        *missing += figures.missing as f64;
+    }
+    let of = |place: usize| {
+        let sample = move |(name, figures): (&String, &[f64; 2])| (vec![("selection", name.clone())], figures[place]);
+        selections.iter().map(sample).collect::<Vec<_>>()
+    };
+    families.gauges("selection_containers", "Containers in a selection", of(0));
+    families.gauges("selection_missing", "Numbers that should be in a selection's maps and find no room", of(1));
     families.gauge("fact_backlog", "Deliveries that wait for the collection's writer", figures.queue_backlog as f64);
 }
 

@@ -24,16 +24,21 @@ pub(crate) struct Object {
     pub(crate) offsets: Vec<(&'static str, u64)>,
 }
 
+/// A global of the program's, and the field of the kernel's whose offset it wants: struct and field.
+pub(crate) type Wanted = (&'static str, &'static str, &'static str);
+
 /// Where a task's mount namespace is found: for every example.
-pub(crate) fn mount_ns_offsets() -> Result<Vec<(&'static str, u64)>> {
-    let names = ["TASK_NSPROXY", "NSPROXY_MNT_NS", "MNT_NAMESPACE_NS", "NS_COMMON_INUM"];
-    let offsets = kernel::offsets([
-        ("task_struct", "nsproxy"),
-        ("nsproxy", "mnt_ns"),
-        ("mnt_namespace", "ns"),
-        ("ns_common", "inum"),
-    ])?;
-    Ok(names.into_iter().zip(offsets).collect())
+pub(crate) const MOUNT_NS: [Wanted; 4] = [
+    ("TASK_NSPROXY", "task_struct", "nsproxy"),
+    ("NSPROXY_MNT_NS", "nsproxy", "mnt_ns"),
+    ("MNT_NAMESPACE_NS", "mnt_namespace", "ns"),
+    ("NS_COMMON_INUM", "ns_common", "inum"),
+];
+
+/// Finds all of them, in one pass over the kernel's type information.
+pub(crate) fn offsets<const N: usize>(wanted: [Wanted; N]) -> Result<[(&'static str, u64); N]> {
+    let mut offsets = kernel::offsets(wanted.map(|(_, structure, field)| (structure, field)))?.into_iter();
+    Ok(wanted.map(|(global, ..)| (global, offsets.next().expect("one for each"))))
 }
 
 /// A loaded probe. It detaches when this is dropped.

@@ -21,11 +21,10 @@ use anyhow::Result;
 use clap::Parser;
 use serde::Serialize;
 use tracker::Enrichment;
-use tracker::source::kernel;
 
 use common::follow::{self, Options, Subject};
 use common::head;
-use common::probe::{Object, mount_ns_offsets};
+use common::probe::{MOUNT_NS, Object, offsets};
 use common::text::{self, Cell, Format, Where};
 use event::Exec;
 
@@ -45,9 +44,8 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<()> {
-    let mut offsets = mount_ns_offsets()?;
-    let [filename] = kernel::offsets([("linux_binprm", "filename")])?;
-    offsets.push(("BINPRM_FILENAME", filename));
+    let [a, b, c, d] = MOUNT_NS;
+    let offsets = offsets([a, b, c, d, ("BINPRM_FILENAME", "linux_binprm", "filename")])?.to_vec();
     let object = Object {
         bytes: aya::include_bytes_aligned!("../../bpf/execsnoop.bpf.o"),
         program: "on_exec",

@@ -20,12 +20,11 @@ use clap::Parser;
 use serde::Serialize;
 use tracker::Enrichment;
 use tracker::route::{Found, Kind, Place, RouteQuery, Routes};
-use tracker::source::kernel;
 use tracker::tracker::place_of;
 
 use common::follow::{self, Options, Subject};
 use common::head;
-use common::probe::{Object, mount_ns_offsets};
+use common::probe::{MOUNT_NS, Object, offsets};
 use common::text::{self, Cell, Format, Where};
 use event::Connect;
 
@@ -48,7 +47,7 @@ fn run(options: &Options) -> Result<()> {
         bytes: aya::include_bytes_aligned!("../../bpf/tcpconnect.bpf.o"),
         program: "on_connect",
         tracepoint: "inet_sock_set_state",
-        offsets: offsets()?,
+        offsets: fields()?,
     };
     let subject = Subject {
         name: "tcpconnect",
@@ -78,32 +77,28 @@ fn run(options: &Options) -> Result<()> {
 }
 
 /// Where the running kernel keeps what the kernel half reads.
-fn offsets() -> Result<Vec<(&'static str, u64)>> {
-    let [common, family, daddr, rcv_saddr, v6_daddr, v6_rcv_saddr, dport, net, ns] = kernel::offsets([
-        ("sock", "__sk_common"),
-        ("sock_common", "skc_family"),
-        ("sock_common", "skc_daddr"),
-        ("sock_common", "skc_rcv_saddr"),
-        ("sock_common", "skc_v6_daddr"),
-        ("sock_common", "skc_v6_rcv_saddr"),
-        ("sock_common", "skc_dport"),
+fn fields() -> Result<Vec<(&'static str, u64)>> {
+    let [a, b, c, d] = MOUNT_NS;
+    let [(_, common), of_socket @ .., nsproxy, mnt_ns, ns, inum, net_ns] = offsets([
+        ("SOCK_COMMON", "sock", "__sk_common"),
+        ("SOCK_FAMILY", "sock_common", "skc_family"),
+        ("SOCK_DADDR", "sock_common", "skc_daddr"),
+        ("SOCK_RCV_SADDR", "sock_common", "skc_rcv_saddr"),
+        ("SOCK_V6_DADDR", "sock_common", "skc_v6_daddr"),
+        ("SOCK_V6_RCV_SADDR", "sock_common", "skc_v6_rcv_saddr"),
+        ("SOCK_DPORT", "sock_common", "skc_dport"),
         // A struct with the pointer alone in it.
-        ("sock_common", "skc_net"),
-        ("net", "ns"),
+        ("SOCK_NET", "sock_common", "skc_net"),
+        a,
+        b,
+        c,
+        d,
+        ("NET_NS", "net", "ns"),
     ])?;
-    let of_socket = [
-        ("SOCK_FAMILY", family),
-        ("SOCK_DADDR", daddr),
-        ("SOCK_RCV_SADDR", rcv_saddr),
-        ("SOCK_V6_DADDR", v6_daddr),
-        ("SOCK_V6_RCV_SADDR", v6_rcv_saddr),
-        ("SOCK_DPORT", dport),
-        ("SOCK_NET", net),
-    ];
-    let mut offsets = mount_ns_offsets()?;
-    offsets.extend(of_socket.map(|(name, offset)| (name, common + offset)));
-    offsets.push(("NET_NS", ns));
-    Ok(offsets)
+    // The program counts from the beginning of the socket.
+    let of_socket: [_; 7] = of_socket;
+    let of_socket = of_socket.map(|(global, offset)| (global, common + offset));
+    Ok([&of_socket[..], &[nsproxy, mnt_ns, ns, inum, net_ns]].concat())
 }
 
 /// The way of a connection. Nothing is known of one whose net namespace has gone already.

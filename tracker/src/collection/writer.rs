@@ -28,7 +28,7 @@ use crate::fact::{Fact, Source, What};
 use crate::filter::Filter;
 use crate::histogram::Histogram;
 use crate::plane::Plane;
-use crate::plane::selection::Selections;
+use crate::plane::selection::{self, Selections};
 use crate::time::BootTime;
 
 /// Facts applied before publishing: bounds how long a reader waits for the first of many.
@@ -68,6 +68,8 @@ pub struct Figures {
     pub feed_backlogs: Vec<(Str, usize)>,
     /// Facts that wait for the writer.
     pub queue_backlog: usize,
+    /// How each selection is doing, by its name.
+    pub selections: Vec<(Str, selection::Figures)>,
 }
 
 /// Everything that the writer thread owns.
@@ -325,6 +327,7 @@ impl Writer {
             missed_by: Source::ALL.into_iter().zip(missed_by).collect(),
             feed_backlogs: self.feeds.backlogs(),
             queue_backlog: self.deliveries.backlog(),
+            selections: self.selections.figures(),
         }
     }
 }

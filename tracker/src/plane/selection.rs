@@ -247,6 +247,13 @@ impl Selections {
     }
 }
 
+impl Selections {
+    /// How each is doing, by its name.
+    pub(crate) fn figures(&self) -> Vec<(Str, Figures)> {
+        self.list.iter().map(|Upkept(shared)| (shared.name.clone(), shared.figures.read())).collect()
+    }
+}
+
 impl Drop for Selections {
     /// Nobody will keep them up.
     fn drop(&mut self) {
