@@ -86,7 +86,7 @@ fn outlived(owner: &Owner, changes: u32) -> Result<()> {
         }
     }
     println!(
-        "\nAfter {changes} changes of names, of 10 to 2,000 bytes: {right} right, {cut} cut and flagged, {wrong} wrong."
+        "\nAfter {changes} changes of names, of 10 to 900 bytes: {right} right, {cut} cut and flagged, {wrong} wrong."
     );
     ensure!(wrong == 0, "a name was lost");
     Ok(())

@@ -151,8 +151,8 @@ impl Owner {
         let mut random = fastrand::Rng::with_seed(7);
         for change in 0..changes {
             let number = random.u32(..self.containers);
-            // Most are short; there are places for some thousand long ones.
-            let len = if random.u8(..) < 16 { random.usize(10..2_000) } else { random.usize(10..150) };
+            // Most have room in their rows; there are places for an eighth that have not, and for some of the longest.
+            let len = if random.u8(..) < 16 { random.usize(150..900) } else { random.usize(10..150) };
             let mut name = format!("{change}-");
             name.extend(std::iter::repeat_n('x', len));
             self.tracker.facts().state_blocking(vec![named(number, &name)])?;
