@@ -5,6 +5,7 @@
 
 mod host;
 mod kernel;
+mod pins;
 mod plane;
 mod runtimes;
 
@@ -76,6 +77,7 @@ pub fn examine(config: &Config) -> Vec<Check> {
     checks.extend(kernel::checks());
     checks.extend(runtimes::checks(config));
     checks.push(plane::check(&config.plane));
+    checks.push(pins::check(&config.plane));
     checks.push(runtimes::tracker(&config.server.socket));
     checks
 }

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::{BPF_FS_MAGIC, fstatfs, statfs};
-use nix::unistd::geteuid;
+use nix::unistd::{AccessFlags, access, geteuid};
 
 use super::PinsError;
 
@@ -153,15 +153,32 @@ pub(crate) fn open(path: &Path) -> Result<File, PinsError> {
     Ok(directory)
 }
 
-/// Mounts a BPF file system where they are mounted, if `path` is to be below that and there is none.
-fn mount_if_missing(path: &Path) -> Result<(), PinsError> {
+/// Whether a directory that is missing can be made; `false` where a BPF file system has to be mounted first.
+pub(crate) fn can_be_made(path: &Path) -> Result<bool, PinsError> {
     let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path);
+    let failed = |errno: Errno| PinsError::Make { path: existing.to_owned(), error: errno.into() };
+    let is_bpf = is_below_bpf(path, existing)?;
+    access(existing, AccessFlags::W_OK).map_err(failed)?;
+    Ok(is_bpf)
+}
+
+/// Whether `existing`, above `path`, is in a BPF file system; an error where that is not to be mounted.
+fn is_below_bpf(path: &Path, existing: &Path) -> Result<bool, PinsError> {
     let kind = statfs(existing).map_err(|errno| PinsError::Make { path: existing.to_owned(), error: errno.into() })?;
     if kind.filesystem_type() == BPF_FS_MAGIC {
-        return Ok(());
+        return Ok(true);
     }
     if !path.starts_with(BPFFS) || path == Path::new(BPFFS) {
         return Err(PinsError::NotBpf { path: path.to_owned() });
+    }
+    Ok(false)
+}
+
+/// Mounts a BPF file system where they are mounted, if `path` is to be below that and there is none.
+fn mount_if_missing(path: &Path) -> Result<(), PinsError> {
+    let existing = path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(path);
+    if is_below_bpf(path, existing)? {
+        return Ok(());
     }
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     mount(Some("bpf"), BPFFS, Some("bpf"), flags, Some("mode=700"))

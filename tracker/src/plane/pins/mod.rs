@@ -335,6 +335,32 @@ impl Pins {
     }
 }
 
+/// What is there, for people; changes nothing.
+#[derive(Debug)]
+pub(crate) enum Look {
+    /// There is no BPF file system; one can be mounted.
+    Mountable,
+    /// Nothing is pinned; it can be.
+    Absent,
+    /// There are pins.
+    There {
+        /// Whose, if it is of a size that is understood.
+        owner: Option<Owner>,
+        /// Whether probes are among them.
+        kept: bool,
+    },
+}
+
+/// Looks without taking the lock, which a tracker that starts at this moment would miss.
+pub(crate) fn look(path: &Path) -> Result<Look, PinsError> {
+    if !path.exists() {
+        return Ok(if directory::can_be_made(path)? { Look::Absent } else { Look::Mountable });
+    }
+    directory::open(path)?;
+    let owner = owner_at(&path.join("owner"));
+    Ok(Look::There { owner, kept: path.join(LINKS).exists() })
+}
+
 /// A row that nobody has.
 const FREE: BpfRow = BpfRow {
     lock: 0,
@@ -363,12 +389,16 @@ fn words_of(row: &BpfRow) -> [u64; ROW_WORDS] {
     unsafe { std::mem::transmute(*row) }
 }
 
-/// What the pinned `owner` says, whoever that was.
+/// What the pinned `owner` says, whoever that was. One of another layout says that there was somebody, and no more.
 fn former(directory: &Directory) -> Option<Owner> {
-    let map = MapData::from_pin(directory.pin("owner")).ok()?;
+    let pin = directory.pin("owner");
+    owner_at(&pin).or_else(|| pin.exists().then(Owner::default))
+}
+
+fn owner_at(pin: &Path) -> Option<Owner> {
+    let map = MapData::from_pin(pin).ok()?;
     if Shape::of(&map)? != Shape::array::<Owner>(1, MMAPABLE) {
-        // One of another layout: there was somebody, and that is all that can be said.
-        return Some(Owner::default());
+        return None;
     }
     let owner = Mapping::<Owner>::new(map.fd(), 1).ok()?;
     let load = |place| owner.load(0, place);
