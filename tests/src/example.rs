@@ -3,7 +3,7 @@
 use std::fs;
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::process::Process;
 use crate::requirement;
 use crate::runc::Runtime;
-use crate::wait::{PATIENCE, eventually};
+use crate::wait::{PATIENCE, within};
 
 /// Ends when dropped.
 pub struct Example {
@@ -28,10 +28,12 @@ impl Example {
         fs::write(&file, config)?;
         let process = Process::start(Command::new(program).arg("--config").arg(&file).args(options), &log)?;
         let mut example = Example { process, directory };
-        eventually("it watches", || {
+        // In an emulated machine it reads the kernel's types for half a minute.
+        let watches = within(4 * PATIENCE, || {
             assert!(example.process.ended().is_ok_and(|ended| ended.is_none()), "{}", example.said());
             example.said().contains(&format!("{name}: watching")).then_some(())
         });
+        watches.with_context(|| format!("see it watch: {}", example.said()))?;
         Ok(example)
     }
 

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, Result};
 use aya::maps::{HashMap, IterableMap, Map, MapData};
@@ -10,7 +12,12 @@ use tracker::container::{ContainerId, ContainerKey, Domain, Exit, Namespaces, Ta
 use tracker::fact::{Birth, End, Fact, Source, Statement, What};
 use tracker::plane::selection::SelectionMaps;
 use tracker::{BootTime, Config, Selection, Tracker};
-use tracker_tests::{require, requirement};
+use tracker_tests::house::{House, PATIENT};
+use tracker_tests::runc::Kind;
+use tracker_tests::wait::eventually;
+use tracker_tests::{kernel, require, requirement};
+
+const KEEPER: &str = env!("CARGO_BIN_EXE_keeper");
 
 /// A container that the test made up.
 #[derive(Clone, Debug)]
@@ -208,5 +215,42 @@ fn maps_of_another_shape_are_refused() -> Result<()> {
     let forgets = aya::maps::Array::<MapData, u64>::create(4, 0)?;
     let fd = forgets.map().fd().as_fd().try_clone_to_owned()?;
     assert!(SelectionMaps::from_fds(Some(fd), None).is_err());
+    Ok(())
+}
+
+/// Whether the container of a held start was in the selection's map, by its id.
+type Seen = Arc<Mutex<BTreeMap<String, bool>>>;
+
+#[test]
+fn a_held_container_is_in_the_map_before_its_first_instruction() -> Result<()> {
+    require!(Kind::Runc.requirement(), kernel::btf(), kernel::permission_events());
+    let house = House::new(Kind::Runc)?;
+    let tracker = house.tracker(KEEPER, "")?;
+    let selection = tracker.selection_blocking("held", "id=held-picked-*".parse()?)?;
+    let fd = selection.mount_namespaces().context("it has that map")?.try_clone_to_owned()?;
+    let map = HashMap::<MapData, u32, u64>::try_from(Map::from_map_data(MapData::from_fd(fd)?)?)?;
+    let seen = Seen::default();
+    let noted = Arc::clone(&seen);
+    let all = "id=held-*".parse()?;
+    let stats = tracker.on_start("looks", all, PATIENT, move |container| {
+        // Its first process still is the OCI runtime's own, which waits to be told to execute the entrypoint.
+        let value = map.get(&container.namespaces.mnt, 0).ok();
+        let is_its = value.is_some() && value == container.generation;
+        assert!(value.is_none() || is_its, "{value:?} of {container:?}");
+        noted.lock().expect("no panic while it is held").insert(container.id.to_string(), is_its);
+    })?;
+    let mut truth = BTreeMap::new();
+    for number in 0..20 {
+        let is_picked = number % 3 != 0;
+        let id = format!("held-{}-{number}", if is_picked { "picked" } else { "other" });
+        // It ends at once: numbers are reused by the next ones.
+        let container = house.runtime().create(&house.bundle_with(&id, &["true"], |_| ())?, &id)?;
+        container.start()?;
+        truth.insert(id, is_picked);
+        eventually("the entrypoint ends", || (!kernel::is_alive(container.pid())).then_some(()));
+    }
+    assert_eq!(*seen.lock().expect("no panic while it is held"), truth);
+    assert_eq!((stats.late.load(Relaxed), stats.panicked.load(Relaxed)), (0, 0));
+    eventually("all have gone", || (selection.figures().mount_namespaces == 0).then_some(()));
     Ok(())
 }
