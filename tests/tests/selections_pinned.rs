@@ -154,6 +154,14 @@ fn what_makes_no_sense_is_refused() -> Result<()> {
     assert_eq!(status, 503, "{said}");
     assert_eq!(fs::read_dir(bpf.path("trk/selections"))?.count(), 3);
 
+    // What lies there already is somebody's.
+    fs::create_dir(bpf.path("trk/selections/theirs"))?;
+    ensure!(ask(&tracker, "DELETE", "/v1/selections/c", "")?.0 == 200);
+    let (status, said) = post(&tracker, &wish("theirs"))?;
+    assert!(status == 409 && bpf.path("trk/selections/theirs").exists(), "{said}");
+    fs::remove_dir(bpf.path("trk/selections/theirs"))?;
+    ensure!(post(&tracker, &wish("c"))?.0 == 201);
+
     // A second daemon may not have the same pins, nor touch them.
     let second = daemon(&bpf.path("trk"))?;
     let (status, said) = post(&second, &wish("e"))?;

@@ -622,6 +622,16 @@ impl Handle {
 
     /// A live set of the containers that `selector` picks, as BPF maps with room for as many as the plane has. They hold what
     /// is there when this returns, and follow: see [`crate::plane::selection`]. Needs CAP_BPF.
+    ///
+    /// ```no_run
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let tracker = tracker::Tracker::start(tracker::Config::default())?;
+    /// let web = tracker.selection_blocking("web", "image=*nginx*".parse()?)?;
+    /// // For a loader that takes maps from pins; `selection_in` needs none.
+    /// web.pin("/sys/fs/bpf/my-tracer".as_ref())?;
+    /// # Ok(())
+    /// # }
+    /// ```
     pub async fn selection(&self, name: &str, selector: Selector) -> Result<Selection, SelectionError> {
         self.selection_in(name, selector, self.selection_maps()?).await
     }

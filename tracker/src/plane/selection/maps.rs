@@ -77,7 +77,8 @@ impl SelectionMaps {
 
     /// See [`Selection::pin`](super::Selection::pin). Pins both or none.
     pub(super) fn pin(&self, directory: &Path) -> Result<(), SelectionError> {
-        make_directory(directory)?;
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.map_err(|source| SelectionError::Directory { path: directory.to_owned(), source })?;
         let maps = [(MNTNS, &self.mntns), (CGROUPS, &self.cgroups)];
         let mut pinned = Vec::new();
         for (name, map) in maps {
@@ -92,12 +93,6 @@ impl SelectionMaps {
         }
         Ok(())
     }
-}
-
-/// A directory that root alone may look into, with those above it.
-pub(super) fn make_directory(path: &Path) -> Result<(), SelectionError> {
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
-    made.map_err(|source| SelectionError::Directory { path: path.to_owned(), source })
 }
 
 /// Removes what [`SelectionMaps::pin`] pinned, and the directory. What is not there is no error.

@@ -6,12 +6,13 @@
 //! There is one keeper of the directory at a time: it holds a lock on it. The owner of a map's content is always the one
 //! who holds that lock.
 
-use std::fs;
+use std::fs::{self, DirBuilder};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use aya::maps::{Array, IterableMap, Map, MapData};
 
-use super::maps::{SelectionMaps, make_directory, map_error, unpin};
+use super::maps::{SelectionMaps, map_error, unpin};
 use super::{Selection, SelectionError};
 use crate::plane::pins::{Directory, SELECTIONS};
 use crate::selector::Selector;
@@ -75,7 +76,9 @@ impl Pins {
     /// Pins a selection under its name; returns where. One that is to be kept has its selector with it, as it was written.
     pub(crate) fn pin(&self, selection: &Selection, keep: Option<&str>) -> Result<PathBuf, SelectionError> {
         let directory = self.path(selection.name());
-        make_directory(&directory)?;
+        // One that is there is another selection's: of an earlier tracker, not adopted yet, or what could not be removed.
+        let made = DirBuilder::new().mode(0o700).create(&directory);
+        made.map_err(|source| SelectionError::Directory { path: directory.clone(), source })?;
         let pinned = || -> Result<(), SelectionError> {
             // First of all: what is not whole without it is not kept.
             if let Some(selector) = keep {
