@@ -83,6 +83,11 @@ impl Statements {
         Some(Arc::clone(&stated.statement))
     }
 
+    /// When `source` last stated something.
+    pub(crate) fn stated_at(&self, source: Source) -> Option<BootTime> {
+        self.0.iter().find(|stated| stated.source == source && !stated.withdrawn).map(|stated| stated.at)
+    }
+
     /// Who states something that was not taken back.
     pub(crate) fn standing(&self) -> SourceSet {
         self.0.iter().filter(|stated| !stated.withdrawn).map(|stated| stated.source).collect()

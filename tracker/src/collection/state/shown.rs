@@ -102,6 +102,11 @@ impl State {
             .map(|run| run.instance)
             .collect();
         for run in gone {
+            if let Some(until) = self.unwatched_since(run) {
+                let shown = &mut self.run(run).shown;
+                shown.gone_at = Some(shown.gone_at.unwrap_or(until).min(until));
+                shown.pid_reused_at = Some(shown.pid_reused_at.unwrap_or(until).min(until));
+            }
             if self.runs[&run].shown.ended.is_none() {
                 self.run(run).shown.ended = Some((at, None));
                 self.counts.corrections += 1;
@@ -113,6 +118,20 @@ impl State {
                 self.tell(run, source, at, Event::Gone);
             }
         }
+    }
+
+    /// From when on nobody watched a container's numbers: it was told of while the probes were not there yet, or its birth
+    /// was lost, and the kernel has never shown it. Its end was not seen either, and since then its numbers may have been
+    /// others', whom nobody saw.
+    fn unwatched_since(&self, run: u64) -> Option<BootTime> {
+        let run = &self.runs[&run];
+        if run.shown.birth.is_some() || run.shown.ended.is_some() {
+            return None;
+        }
+        // What a runtime says may be old. Who was held was there.
+        let held_at = run.statements.stated_at(Source::Barrier);
+        let alive_at = run.task.map(TaskId::started_by).max(held_at)?;
+        Some(BootTime(alive_at.0.saturating_add(1)))
     }
 
     /// Puts a picture of the kernel's into a run, and closes whoever had its numbers before.

@@ -53,6 +53,15 @@ fn an_end_that_only_a_scan_saw_closes_although_the_cgroup_emptied_before() {
 }
 
 #[test]
+fn what_the_kernel_never_showed_has_its_numbers_until_it_was_last_known_to_be_there() {
+    // It was held, and ended before the probes were there: a scan misses it long afterwards.
+    let scan = WEB.kernel(5_000, What::Scanned { inits: vec![], tasks: vec![] });
+    let rows = picture(&with([WEB.creating(), WEB.starting(), scan]));
+    let (container, (_, closed), _) = rows.values().next().unwrap();
+    assert_eq!((container.state, *closed), (LifeState::Exited, BootTime(ms(1_050).0 + 1)));
+}
+
+#[test]
 fn an_exec_by_another_process_is_no_picture_of_a_container_whose_birth_was_lost() {
     let worker = Birth { task: task(150, 140), executed: false, ..WEB.birth() };
     let exec = WEB.kernel(70, What::Executed(Execution { task: worker, by_init: false }));
