@@ -437,6 +437,13 @@ impl Tracker {
     }
 
     fn end(&mut self) {
+        // While the sources end, one after the other, what happens is not seen any more: nobody is to read that the plane
+        // is still true, nor its next owner that it was until then.
+        let (left, is_left) = sync_channel(1);
+        if self.handle.facts.sender().blocking_send(Delivery::Ask(Ask::LeavePlane(left))).is_ok() {
+            // Over as soon as the writer is: nobody answers any more. And whatever the writer does meanwhile ends.
+            let _ = is_left.recv_timeout(Duration::from_secs(2));
+        }
         self.cancel.cancel();
         if let Some(barrier) = self.barrier.take() {
             barrier.stop();

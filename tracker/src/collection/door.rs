@@ -62,6 +62,8 @@ pub(crate) enum Ask {
     ShownInit(ContainerKey, SyncSender<Option<TaskId>>),
     /// The writer's own figures.
     Figures(oneshot::Sender<Figures>),
+    /// Publish what there is, and write the plane no more; answered when that is so.
+    LeavePlane(SyncSender<()>),
     /// Publish what there is, and end.
     End,
 }

@@ -311,6 +311,10 @@ impl Writer {
             Ask::Figures(reply) => {
                 let _ = reply.send(self.figures());
             }
+            Ask::LeavePlane(reply) => {
+                self.plane = None;
+                let _ = reply.try_send(());
+            }
             Ask::End => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())

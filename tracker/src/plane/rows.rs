@@ -92,8 +92,12 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
     ) {
         (self.refused, self.evicted) =
             (self.table.get64(offset_of!(Header, refused)), self.table.get64(offset_of!(Header, evicted)));
+        let was_adopting = self.table.get32(offset_of!(Header, flags)) & Header::ADOPTING != 0;
         for (number, row) in rows {
             let task = TaskId { pid: row.pid, start_ticks: row.start_ticks };
+            // Its last owner had it from another one, and ended before it had seen it: since when it is over, nobody knows.
+            let is_hearsay = was_adopting && row.flags & Row::INHERITED != 0 && row.closed == OPEN;
+            let last_seen = if is_hearsay { row.opened.min(last_seen) } else { last_seen };
             if row.pid != 0 && row.closed == OPEN && is_alive(task, &row) {
                 self.table.amend(number, |row| row.flags |= Row::INHERITED);
                 self.inherited.insert(task, number);

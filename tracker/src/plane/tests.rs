@@ -170,6 +170,23 @@ fn a_reused_number_has_one_holder_at_a_time() {
 }
 
 #[test]
+fn what_no_owner_has_seen_since_another_one_s_end_is_nobody_s_from_its_beginning_on() {
+    let mut first = rows(16);
+    first.enter(&container(1));
+    let geometry = Geometry::of(16);
+    let (table, left) = handed_over(&first);
+    let mut second = Rows::new(table, geometry, LINGER_NS);
+    second.inherit(left, 500, 1000, |_, _| true);
+    // It ends before it has seen what it took over; its own heartbeats tell nothing about that.
+    second.table().set32(offset_of!(Header, flags), Header::ADOPTING);
+    let (table, left) = handed_over(&second);
+    let mut third = Rows::new(table, geometry, LINGER_NS);
+    third.inherit(left, 5000, 6000, |_, _| false);
+    let (_, row, _) = &all(&third)["id-1"];
+    assert_eq!((row.closed, row.state_name()), (row.opened, Some("exited")));
+}
+
+#[test]
 fn rows_of_living_processes_are_kept_until_they_are_seen_and_the_others_end_at_the_last_heartbeat() {
     let mut before = rows(16);
     (1..=4).for_each(|instance| before.enter(&container(instance)));
