@@ -11,13 +11,14 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use tracker::BootTime;
 use tracker_common::plane::{Geometry, Header, Index, VERSION};
-use tracker_common::reader::When;
+use tracker_common::reader::{Condition, Plane, When};
 use tracker_tests::daemon::Daemon;
 use tracker_tests::house::{House, PATIENT};
 use tracker_tests::plane::{Question, Reader, STRICT, build_c, python_reader, readers};
@@ -108,6 +109,16 @@ fn live(house: &House, id: &str, readers: &Mutex<[Reader; 3]>) -> Result<Truth> 
     Ok(truth)
 }
 
+/// The same without questions.
+fn live_unasked(house: &House, id: &str) -> Result<Truth> {
+    let container = house.started(id)?;
+    let (from, pid) = (BootTime::now(), container.pid());
+    let mntns = kernel::namespace(pid, "mnt")?;
+    let truth = Truth { id: id.to_owned(), pid, mntns, from, until: BootTime::now() };
+    container.kill("KILL")?;
+    Ok(truth)
+}
+
 #[test]
 fn numbers_that_are_used_again_are_never_told_for_another_container_by_any_reader() -> Result<()> {
     require!(Kind::Runc.requirement(), requirement::tracker(), kernel::btf(), kernel::permission_events());
@@ -188,6 +199,71 @@ fn numbers_that_are_used_again_are_never_told_for_another_container_by_any_reade
     for truth in &truths {
         for question in truth.questions() {
             assert_eq!(agreed(&mut readers, question)["containers"][0]["id"], *truth.id, "{question:?} {truth:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tracker_that_is_killed_and_started_again_amid_churn_leaves_no_wrong_answer_behind() -> Result<()> {
+    require!(Kind::Runc.requirement(), requirement::tracker(), kernel::btf(), kernel::permission_events());
+    require!(requirement::program("cc"), requirement::program("python3"));
+    require!(fs::metadata(LAST_PID).map_err(|error| format!("needs `{LAST_PID}`: {error}")));
+    let house = House::new(Kind::Runc)?;
+    // A budget that a killed tracker may cost, and no more than that.
+    let config = house.config(Duration::from_millis(200), "[collection]\nlinger-ms = 600000\n");
+    let mut daemon = Daemon::start(&config)?;
+    let mut readers = Reader::all(&daemon.plane(), house.directory())?;
+    let (over, first_pid) = (AtomicBool::new(false), fs::read_to_string(LAST_PID)?);
+    let mut truths = Vec::new();
+    thread::scope(|scope| -> Result<()> {
+        let churn = |worker: usize| {
+            let (house, over, first_pid) = (&house, &over, &first_pid);
+            move || -> Result<Vec<Truth>> {
+                let mut truths = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    if truths.len() % 4 == 0 {
+                        fs::write(LAST_PID, first_pid)?;
+                    }
+                    truths.push(live_unasked(house, &format!("killed-{worker}-{}", truths.len()))?);
+                }
+                Ok(truths)
+            }
+        };
+        let workers: Vec<_> = (0..2).map(|worker| scope.spawn(churn(worker))).collect();
+        let mut restarts = || -> Result<()> {
+            for signal in [Signal::SIGKILL, Signal::SIGTERM, Signal::SIGKILL] {
+                daemon.process().signal(signal)?;
+                daemon.process().wait(PATIENT * 3)?;
+                daemon.restart()?;
+            }
+            Ok(())
+        };
+        let restarted = restarts();
+        over.store(true, Ordering::Relaxed);
+        for worker in workers {
+            truths.extend(worker.join().expect("no panic")?);
+        }
+        restarted
+    })?;
+    eventually("what was taken over has been compared with what there is", || {
+        let plane = Plane::open(daemon.plane()).ok()?;
+        (!plane.status().is_adopting && plane.status().condition == Condition::Fresh).then_some(())
+    });
+    // Those before are known where somebody was there to see them, and never as another.
+    for truth in &truths {
+        for question in truth.questions() {
+            let answer = agreed(&mut readers, question);
+            let is_right = answer["containers"][0]["id"] == *truth.id || answer["answer"] == "unknown";
+            assert!(is_right, "{question:?} about {truth:?} is {answer}");
+        }
+    }
+    // And from now on all are.
+    for number in 0..12 {
+        let truth = live_unasked(&house, &format!("killed-after-{number}"))?;
+        for question in truth.questions() {
+            let answer = agreed(&mut readers, question);
+            assert_eq!(answer["containers"][0]["id"], *truth.id, "{question:?} about {truth:?} is {answer}");
         }
     }
     Ok(())

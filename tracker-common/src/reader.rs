@@ -108,7 +108,7 @@ impl Plane {
         let places = checked.map_err(Cause::Unreadable)?;
         // `Places` bounds each part by the most that a plane can have, but not the space between them.
         let most = 2 * Geometry::of(Geometry::MAX_CAPACITY).file_len;
-        match places.len() {
+        match places.file_len() {
             len if len <= most => Ok((len, places)),
             len => Err(Cause::Unreadable(Unreadable::Header { field: "file_len", says: len as u64 })),
         }

@@ -351,7 +351,7 @@ class Plane:
         """Who writes the plane, and whether what it says is still true."""
         header = self._header()
         age = max(0, now_ns() - header["heartbeat"])
-        if header["flags"] & SUPERSEDED:
+        if header["flags"] & SUPERSEDED or self._is_replaced():
             condition = "superseded"
         elif header["flags"] & STOPPED:
             condition = "stopped"
@@ -384,14 +384,17 @@ class Plane:
             # At most a second, so that a signal is noticed, and that a kernel without this futex only makes us late.
             _futex_wait(self._changes, seen, min(left, 1.0))
 
-    def reopen_if_superseded(self) -> bool:
-        """Opens the path again where another file has taken this one's place, and says whether it did."""
+    def _is_replaced(self) -> bool:
+        """Whether the path names another file; not where it names none."""
         try:
             there = os.stat(self.path, follow_symlinks=False)
-            is_other = (there.st_dev, there.st_ino) != self._file
         except OSError:
-            is_other = False
-        if not is_other and not self._header()["flags"] & SUPERSEDED:
+            return False
+        return (there.st_dev, there.st_ino) != self._file
+
+    def reopen_if_superseded(self) -> bool:
+        """Opens the path again where another file has taken this one's place, and says whether it did."""
+        if not self._is_replaced() and not self._header()["flags"] & SUPERSEDED:
             return False
         fresh = Plane(self.path)
         self.close()

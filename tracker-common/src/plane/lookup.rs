@@ -356,14 +356,9 @@ impl Places {
         (self.rows.len() / ROW_WORDS) as u32
     }
 
-    /// The bytes that a reader needs: what the header says, never more than there are.
-    pub fn len(&self) -> usize {
+    /// How many bytes there are to read: what the header says, which is not more than there are.
+    pub fn file_len(&self) -> usize {
         self.len * WORD_LEN
-    }
-
-    /// Never: there is a header.
-    pub fn is_empty(&self) -> bool {
-        false
     }
 }
 

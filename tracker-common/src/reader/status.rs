@@ -110,7 +110,8 @@ impl Plane {
         // After all reads, any of which may have found that there is nothing any more. What was cut within a page reads as
         // zeros there.
         let there = self.there();
-        let is_cut = there.as_ref().is_some_and(|there| self.is_same(there) && there.len() < self.places.len() as u64);
+        let is_cut =
+            there.as_ref().is_some_and(|there| self.is_same(there) && there.len() < self.places.file_len() as u64);
         match is_cut || self.is_broken() {
             true => Status { condition: Condition::Broken, ..status },
             false => status,
