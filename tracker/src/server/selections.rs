@@ -4,6 +4,7 @@
 //! made it or one that it names, and with the tracker, unless it is to be kept: then it stays until somebody removes it,
 //! and is adopted with its maps by the next tracker. There are at most `limits.selections`; one more is answered 503.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,8 +31,9 @@ use crate::time::BootTime;
 
 /// How long kept selections wait for the sources to have reported: until then they would lose containers that are there.
 const LONGEST_START: Duration = Duration::from_secs(10);
-/// Between two looks at whether they have.
+/// Between two looks at whether they have, and how many in a row have to show it: a source may not have begun yet.
 const START_PAUSE: Duration = Duration::from_millis(50);
+const START_LOOKS: u32 = 10;
 
 pub(super) fn router() -> Router<Arc<Face>> {
     Router::new()
@@ -136,10 +138,15 @@ async fn adopt(found: Vec<Found>, face: Arc<Face>) {
         }
     };
     let found: Vec<_> = found.into_iter().filter_map(keep_place).collect();
-    let is_starting = || face.tracker.health().iter().any(|line| line.condition == Condition::Starting);
+    let is_starting = || {
+        let scanned = face.tracker.stats().scan.scans.load(Ordering::Relaxed) > 0;
+        !scanned || face.tracker.health().iter().any(|line| line.condition == Condition::Starting)
+    };
     let reported = async {
-        while is_starting() {
+        let mut quiet = 0;
+        while quiet < START_LOOKS {
             tokio::time::sleep(START_PAUSE).await;
+            quiet = if is_starting() { 0 } else { quiet + 1 };
         }
     };
     tokio::select! {
