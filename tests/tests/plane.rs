@@ -173,7 +173,8 @@ fn a_plane_that_is_removed_or_cut_is_made_anew_with_all_that_is_known() -> Resul
     let mut plane = opened(&path);
     web.until_said(&plane);
     let cut = |path: &Path, len| OpenOptions::new().write(true).open(path)?.set_len(len);
-    let meddle: [(&str, &dyn Fn(&Path) -> std::io::Result<()>); 4] = [
+    type Meddle<'a> = &'a dyn Fn(&Path) -> std::io::Result<()>;
+    let meddle: [(&str, Meddle<'_>); 4] = [
         ("removed", &|path| fs::remove_file(path)),
         // A tracker that writes finds no memory where the file was.
         ("cut", &|path| cut(path, 100)),

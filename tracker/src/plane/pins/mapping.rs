@@ -30,7 +30,7 @@ impl<T> Mapping<T> {
 
     /// Maps all of an array with that many items. The caller has compared its shape.
     pub(crate) fn new(map: impl AsFd, items: u32) -> io::Result<Self> {
-        const { assert!(size_of::<T>() % WORD_LEN == 0 && size_of::<T>() > 0) };
+        const { assert!(size_of::<T>().is_multiple_of(WORD_LEN) && size_of::<T>() > 0) };
         let items = items as usize;
         let len = NonZeroUsize::new((items * size_of::<T>()).next_multiple_of(page_len()))
             .ok_or(io::ErrorKind::InvalidInput)?;
