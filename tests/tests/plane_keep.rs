@@ -47,10 +47,10 @@ fn shown(daemon: &Daemon) -> Result<HashSet<u64>> {
     Ok(containers.iter().filter_map(|container| container["pid"].as_u64()).collect())
 }
 
-/// Kills a daemon in the middle of 500 births, starts it again, and returns which of them none of the two knew.
+/// Kills a daemon in the middle of 500 births, starts it again, and returns how many of them none of the two knew.
 fn missed(daemon: &mut Daemon) -> Result<usize> {
     let born = AtomicUsize::new(0);
-    let (let_go, may_go) = mpsc::channel::<()>();
+    let (let_go, may_go) = mpsc::sync_channel::<()>(2);
     let counter = &born;
     thread::scope(|scope| {
         let births = scope.spawn(move || -> Result<Vec<u64>> {
