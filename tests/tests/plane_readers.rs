@@ -400,6 +400,19 @@ fn meddle(plane: &Path, directory: &Path) -> Result<()> {
         refused(&with(at(field), &[0xFF; 4]), &["broken"])?;
     }
 
+    // Cut while it is open: whoever maps it lives on, and whoever does not says so.
+    fs::write(&broken, &whole)?;
+    let [_, mut mapping, mut reading] = Reader::all(&broken, directory)?;
+    let question = Question { index: Index::Mntns, key: 1, when: When::Now };
+    for reader in [&mut mapping, &mut reading] {
+        assert_eq!(reader.ask(question)?["answer"], "unknown");
+    }
+    fs::OpenOptions::new().write(true).open(&broken)?.set_len(4096)?;
+    assert_eq!(mapping.ask(question)?["answer"], "busy");
+    assert_eq!(mapping.condition()?, "broken");
+    assert!(reading.ask(question).is_err());
+    assert!(fs::read_to_string(directory.join("python.log"))?.contains("was cut while it was read: open it again"));
+
     // Any bits at all: an answer or a refusal, and soon.
     let geometry = Geometry::of(16_384);
     let mut random = fastrand::Rng::with_seed(5);
