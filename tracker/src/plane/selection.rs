@@ -392,3 +392,65 @@ impl AtomicFigures {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::collection::feed::FeedOptions;
+    use crate::collection::view::Host;
+    use crate::container::{Exit, Namespaces, TaskId};
+    use crate::fact::{Birth, End, Fact, Source, What};
+    use crate::time::BootTime;
+    use crate::tracker::Handle;
+
+    fn birth(pid: u32, mnt: u32) -> Birth {
+        Birth {
+            task: TaskId { pid, start_ticks: 1 },
+            parent: None,
+            outer: None,
+            namespaces: Namespaces { mnt, ..Namespaces::default() },
+            generation: Some(pid.into()),
+            cgroup_id: Some(9),
+            uid: 0,
+            born_at: BootTime::now(),
+            executed: true,
+        }
+    }
+
+    /// Without maps, which need privileges: what would be in them is counted all the same.
+    #[test]
+    fn who_is_there_is_counted_from_the_beginning_and_until_the_end() {
+        let tracker = Handle::without_sources(Host::default());
+        let tell = |what| {
+            let fact = Fact { source: Source::Kernel, at: BootTime::now(), what };
+            tracker.facts().state_blocking(vec![fact]).unwrap();
+            drop(tracker.subscribe_blocking(FeedOptions::new("published")).unwrap());
+        };
+        let select = |selector: &str| {
+            let maps = SelectionMaps::from_fds(None, None).unwrap();
+            tracker.selection_in_blocking("test", selector.parse().unwrap(), maps).unwrap()
+        };
+        tell(What::Born(birth(7, 700)));
+        let (all, none) = (select(""), select("name=nobody"));
+        let read = |selection: &Selection| {
+            let Figures { containers, mount_namespaces, cgroups, missing, changes } = selection.figures();
+            (containers, mount_namespaces, cgroups, missing, changes)
+        };
+        assert_eq!((read(&all), read(&none)), ((1, 1, 1, 0, 0), (0, 0, 0, 0, 0)));
+        tell(What::Born(birth(8, 800)));
+        assert_eq!(read(&all), (2, 2, 1, 0, 1), "both are in one cgroup");
+        let end = |pid: u32, mntns| {
+            let (task, generation) = (birth(pid, mntns).task, Some(pid.into()));
+            What::Ended(End { task, mntns, generation, exit: Exit::default() })
+        };
+        tell(end(7, 700));
+        assert_eq!(read(&all), (1, 1, 1, 0, 2), "the cgroup is the other's, too");
+        // The number has a new holder before the end of the former one is told.
+        tell(What::Born(birth(9, 800)));
+        tell(end(8, 800));
+        assert_eq!((read(&all).0, read(&all).1), (1, 1));
+        tell(end(9, 800));
+        assert_eq!((read(&all).0, read(&all).1, read(&all).2), (0, 0, 0));
+        assert_eq!(read(&none), (0, 0, 0, 0, 0));
+    }
+}
