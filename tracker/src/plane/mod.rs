@@ -96,6 +96,8 @@ pub(crate) struct Plane {
     mirror: Option<Mirror>,
     /// When the last owner of the file was seen last.
     last_seen: u64,
+    /// Whether all that lives has been published once.
+    has_scanned: bool,
     next_beat: u64,
     beats_to_retry: u32,
     /// Whether it was said that there is no room.
@@ -136,6 +138,7 @@ impl Plane {
             file: None,
             mirror: open_pins(config, max_namespaces, &stats).map(|pins| Mirror::new(pins, host.cgroup)),
             last_seen: 0,
+            has_scanned: false,
             next_beat: 0,
             beats_to_retry: 0,
             said_full: false,
@@ -227,7 +230,15 @@ impl Plane {
         }
         let flags = self.rows.table().get32(offset_of!(Header, flags));
         self.rows.table().set32(offset_of!(Header, flags), flags & !Header::ADOPTING);
-        self.mirror.iter_mut().for_each(Mirror::end_inheritance);
+        self.has_scanned = true;
+        self.end_inheritance();
+    }
+
+    /// Once all that lives has been seen and told of, what is pinned about others is an earlier owner's.
+    fn end_inheritance(&mut self) {
+        if self.has_scanned && self.rows.is_told() {
+            self.mirror.iter_mut().for_each(Mirror::end_inheritance);
+        }
     }
 
     /// What the probes share with the pinned maps, if there are any.
@@ -262,6 +273,7 @@ impl Plane {
             None => self.attach(),
         };
         self.rows.expire(now);
+        self.end_inheritance();
         self.rows.table().set64(offset_of!(Header, heartbeat), now);
         if let Some(mirror) = &mut self.mirror {
             mirror.heartbeat(now);

@@ -5,7 +5,8 @@
 //!  no row ─────────────────────────────────────▶ row n ──────────────────────────────────▶ row free
 //!     └── none: waits, and gets the next one ───▶
 //!
-//!  of an earlier owner: inherited ── its process is seen again: row n
+//!  of an earlier owner: inherited ── its process is seen again, and somebody vouches for it: row n
+//!                                │        └── nobody does, for a while: row n, of what it shows of itself
 //!                                └── it is not: a tombstone, kept for as long as any
 //! ```
 //!
@@ -22,8 +23,11 @@ use tracker_common::plane::{Geometry, Header, Index, OPEN, Row};
 use super::image;
 use super::table::Table;
 use crate::collection::view;
-use crate::container::{State, TaskId};
+use crate::container::{Kind, State, TaskId};
 use crate::time::BootTime;
+
+/// For how many heartbeats an earlier owner's word on a container stands that nobody vouches for yet.
+pub(super) const BEATS_TO_BE_TOLD: u32 = 10;
 
 /// What happened to a row, for those who mirror it.
 #[derive(Clone, Debug)]
@@ -45,6 +49,9 @@ pub(crate) struct Rows<M> {
     unvouched: usize,
     /// Rows of an earlier owner whose containers have not been seen yet.
     inherited: HashMap<TaskId, u32>,
+    /// Containers that were seen again in rows of an earlier owner, which say more than is known of them by now; and for how
+    /// many more heartbeats those say it.
+    less_known: HashMap<u64, (view::Row, u32)>,
     /// Rows of an earlier owner whose containers are over, with the time at which they are freed.
     orphans: VecDeque<(u64, u32)>,
     /// Containers without a row.
@@ -73,6 +80,7 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
             tombstones: Default::default(),
             unvouched: 0,
             inherited: HashMap::new(),
+            less_known: HashMap::new(),
             orphans: VecDeque::new(),
             waiting: BTreeMap::new(),
             touched: Vec::new(),
@@ -134,11 +142,29 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
         !self.inherited.is_empty()
     }
 
+    /// Whether no row stands on an earlier owner's word alone.
+    pub(crate) fn is_told(&self) -> bool {
+        self.inherited.is_empty() && self.less_known.is_empty()
+    }
+
     /// Frees what an earlier owner left and nobody may ask for any more.
     pub(crate) fn expire(&mut self, now: u64) {
         while let Some((_, number)) = self.orphans.front().copied().filter(|(at, _)| *at <= now) {
             self.orphans.pop_front();
             self.release(number);
+        }
+        // Nobody told: it is what it shows of itself.
+        let still_less = self.less_known.iter_mut().filter_map(|(instance, (_, beats))| {
+            *beats = beats.saturating_sub(1);
+            (*beats == 0).then_some(*instance)
+        });
+        for instance in still_less.collect::<Vec<u64>>() {
+            if let (Some((row, _)), Some(holder)) =
+                (self.less_known.remove(&instance), self.holders.get(&instance).copied())
+            {
+                self.note(instance, Some(Holder { is_vouched: false, ..holder }));
+                self.write(holder.row, &row, false);
+            }
         }
         self.serve();
     }
@@ -166,6 +192,16 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
             return;
         };
         self.waiting.remove(&instance);
+        let (told, is_over) = (self.table.row(number), over.is_some());
+        // Runtimes have not told yet, which they will in a moment: its name is not taken away for so long.
+        let was_vouched = [Kind::Container, Kind::Sandbox].map(image::kind).contains(&told.kind);
+        if told.flags & Row::INHERITED != 0 && was_vouched && !is_vouched && !is_over {
+            self.note(instance, Some(Holder { row: number, is_vouched: true, over }));
+            let (less, _) = self.less_known.entry(instance).or_insert_with(|| (row.clone(), BEATS_TO_BE_TOLD));
+            less.clone_from(row);
+            return;
+        }
+        self.less_known.remove(&instance);
         let former = self.note(instance, Some(Holder { row: number, is_vouched, over }));
         self.write(number, row, is_anew);
         // A tombstone is room for somebody who lives.
@@ -194,6 +230,7 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
     /// A container that is not to be found any more.
     pub(crate) fn leave(&mut self, instance: u64) {
         self.waiting.remove(&instance);
+        self.less_known.remove(&instance);
         if let Some(holder) = self.note(instance, None) {
             self.release(holder.row);
             self.serve();

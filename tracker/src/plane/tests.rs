@@ -215,6 +215,31 @@ fn rows_of_living_processes_are_kept_until_they_are_seen_and_the_others_end_at_t
 }
 
 #[test]
+fn what_an_earlier_owner_said_stands_until_the_runtimes_had_their_time_to_tell() {
+    let mut before = rows(16);
+    (1..=3).for_each(|instance| before.enter(&container(instance)));
+    let (table, left) = handed_over(&before);
+    let mut rows = Rows::new(table, Geometry::of(16), LINGER_NS);
+    rows.inherit(left, 500, 1000, |_, _| true);
+    let seen = |instance: u64| {
+        nobodys(&changed(&container(instance), |container| {
+            (container.id, container.name) = (format!("mntns-{instance}").into(), None);
+        }))
+    };
+    (1..=3).for_each(|instance| rows.enter(&seen(instance)));
+    rows.end_inheritance(500, 1000);
+    assert_eq!(all(&rows).keys().collect::<Vec<_>>(), ["id-1", "id-2", "id-3"], "the kernel alone knows less");
+    rows.enter(&container(1));
+    assert_eq!(all(&rows)["id-1"].1.flags & Row::INHERITED, 0);
+    // Its end is believed at once.
+    rows.enter(&exited(&seen(2), 1100));
+    assert_eq!(all(&rows)["mntns-2"].1.closed, 1101);
+    (0..rows::BEATS_TO_BE_TOLD).for_each(|_| rows.expire(1000));
+    assert_eq!(all(&rows).keys().collect::<Vec<_>>(), ["id-1", "mntns-2", "mntns-3"], "nobody has told of the third");
+    assert_eq!(all(&rows)["mntns-3"].1.kind_name(), Some("unmanaged"));
+}
+
+#[test]
 fn excluded_containers_are_marked_and_nameless() {
     let mut rows = rows(16);
     rows.enter(&view::Row { excluded: Some("a rule".into()), ..container(1) });
