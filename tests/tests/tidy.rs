@@ -148,6 +148,7 @@ fn long_lived_tasks_and_threads_start_in_one_place() {
     // Everything else hands `tracker.rs` something to run. These start bounded, short-lived ones.
     let allowed = [
         ("tracker/src/tracker.rs", "starts everything that lives as long as the tracker"),
+        ("tracker/src/tracker/handle.rs", "starts the threads of subscribers, which end with the collection"),
         ("tracker/src/server/", "one task per connection, their number bounded"),
         ("tracker/src/route/", "a thread per first look into a network namespace: only a thread can be moved there"),
         (
