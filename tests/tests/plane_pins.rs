@@ -52,13 +52,15 @@ impl Maps {
         Some((number(&bytes, 8) as u32, number(&bytes, 0)))
     }
 
-    /// The row, if it is that generation's and nobody writes it right now.
+    /// The row, if it is that generation's, once nobody writes it.
     fn row(&self, row: u32, generation: u64) -> Option<Said> {
         let read = || self.rows.lookup::<{ size_of::<BpfRow>() }>(&row.to_ne_bytes()).ok();
-        let (bytes, again) = (read()?, read()?);
-        let lock = number(&bytes, 0);
-        let is_whole = lock.is_multiple_of(2) && lock == number(&again, 0);
-        if !is_whole || number(&bytes, 8) != generation {
+        let bytes = eventually("nobody writes the row", || {
+            let (Some(bytes), Some(again)) = (read(), read()) else { return Some(None) };
+            let lock = number(&bytes, 0);
+            (lock.is_multiple_of(2) && lock == number(&again, 0)).then_some(Some(bytes))
+        })?;
+        if number(&bytes, 8) != generation {
             return None;
         }
         let id = String::from_utf8_lossy(&bytes[40..40 + usize::from(bytes[35])]).into_owned();

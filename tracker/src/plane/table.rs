@@ -44,6 +44,9 @@ pub(crate) struct Table<M> {
     truncated: u64,
 }
 
+/// Rows that rest before one of them is given out again, while there are others that were never used.
+const RESTING: usize = 64;
+
 /// The order in which texts are given up where there is no room: the last ones first.
 const BY_IMPORTANCE: [usize; TEXTS] = [0, 1, 2, 3, 5, 4];
 
@@ -182,13 +185,15 @@ impl<W: Word, M: Deref<Target = [W]>> Table<M> {
 
     /// A free row, if there is one. It is taken once something was [`put`](Table::put) into it.
     pub(crate) fn take(&mut self) -> Option<u32> {
-        // One that has rested longest: a number that somebody noted long ago should mean nothing, rather than another.
-        if (self.used as usize) < self.geometry.capacity {
-            self.used += 1;
-            self.set32(offset_of!(Header, rows_used), self.used);
-            return Some(self.used - 1);
+        // The one that has rested longest: a number that somebody noted a moment ago should mean nothing, rather than
+        // another. Others are begun only as they are needed: each takes memory for good.
+        let is_begun = (self.used as usize) < self.geometry.capacity && self.free.len() <= RESTING;
+        if !is_begun {
+            return self.free.pop_front();
         }
-        self.free.pop_front()
+        self.used += 1;
+        self.set32(offset_of!(Header, rows_used), self.used);
+        Some(self.used - 1)
     }
 
     /// Writes a row; `anew` where another container had it before. Whether its texts had room.
