@@ -212,8 +212,14 @@ impl<W: Word, M: Deref<Target = [W]>> Rows<M> {
 
     fn write(&mut self, number: u32, row: &view::Row, is_anew: bool) {
         let mut image = image::of(row);
+        let told = self.table.row(number);
         // A number with one holder at a time has been reused where two claim it: the later one has it.
         for index in [Index::Mntns, Index::Pid] {
+            let of = |row: &Row| (row.flags & (Row::IN_USE | Row::EXCLUDED), index.key(row), index.interval(row));
+            // Whoever had taken the number since would have ended this row's time.
+            if of(&told) == of(&image.row) {
+                continue;
+            }
             let Some((other, other_row)) = self.table.rival(index, number, &image.row) else { continue };
             let opened = index.interval(&image.row).0;
             let other_opened = index.interval(&other_row).0;
