@@ -100,6 +100,8 @@ pub(crate) struct Plane {
     has_scanned: bool,
     next_beat: u64,
     beats_to_retry: u32,
+    /// Whether it was said why there is no file.
+    said_why: bool,
     /// Whether it was said that there is no room.
     said_full: bool,
     stats: Arc<Stats>,
@@ -141,6 +143,7 @@ impl Plane {
             has_scanned: false,
             next_beat: 0,
             beats_to_retry: 0,
+            said_why: false,
             said_full: false,
             stats,
         };
@@ -159,12 +162,7 @@ impl Plane {
         let now = BootTime::now().0;
         let mut file = match PlaneFile::open(&self.config, now) {
             Ok(file) => file,
-            Err(error) => {
-                self.stats.is_written.store(false, Ordering::Relaxed);
-                tracing::warn!(%error, remedy = error.remedy(), "other programs cannot look up in a file");
-                self.beats_to_retry = RETRY_BEATS;
-                return false;
-            }
+            Err(error) => return self.do_without(&error),
         };
         let geometry = Geometry::of(self.config.rows());
         let memory = Memory::Shared(Arc::clone(&file.memory));
@@ -185,15 +183,24 @@ impl Plane {
         table.set32(offset_of!(Header, flags), if rows.is_adopting() { Header::ADOPTING } else { 0 });
         table.set32(offset_of!(Header, epoch), epoch);
         if let Err(error) = file.put_in_place() {
-            tracing::warn!(%error, remedy = error.remedy(), "other programs cannot look up in a file");
-            self.beats_to_retry = RETRY_BEATS;
-            return false;
+            return self.do_without(&error);
         }
+        self.said_why = false;
         self.stats.epoch.store(epoch.into(), Ordering::Relaxed);
         self.stats.is_written.store(true, Ordering::Relaxed);
         tracing::info!(path = %file.path().display(), epoch, "other programs can look up in the plane");
         (self.rows, self.file) = (rows, Some(file));
         true
+    }
+
+    /// Goes on without a file, and says once why.
+    fn do_without(&mut self, error: &FileError) -> bool {
+        self.stats.is_written.store(false, Ordering::Relaxed);
+        self.beats_to_retry = RETRY_BEATS;
+        if !std::mem::replace(&mut self.said_why, true) {
+            tracing::warn!(%error, remedy = error.remedy(), "other programs cannot look up in a file");
+        }
+        false
     }
 
     /// Takes over what an earlier owner left: rows of processes that live stay as they are until their containers are seen.
